@@ -1,0 +1,180 @@
+//! The one module that knows actix: a System per ARMOR, an actor per element.
+//!
+//! An element's actor owns its timers and its life; operations reach the element by a direct call from the dispatcher in the
+//! same thread (see ARCHITECTURE.md, "why not through the mailbox").
+//!
+//! Invariant: a panic anywhere ends the process at once. actix alone would leave a dead actor and silent sends.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::time::Duration;
+
+use actix::{Actor, Addr, AsyncContext, Context, Handler, Message, System};
+
+use crate::armor::{Armor, ElementCell, Spawner};
+use crate::capture::CaptureStore;
+use crate::composition::{Composition, CompositionError};
+use crate::element::{ElementKind, Setup};
+
+/// The actor of one element.
+struct ElementActor {
+    cell: Rc<ElementCell>,
+}
+
+impl Actor for ElementActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, context: &mut Self::Context) {
+        context.set_mailbox_capacity(crate::armor::MAX_QUEUE);
+    }
+}
+
+#[derive(Message)]
+#[rtype(result = "()")]
+struct SetTimer {
+    pause: Duration,
+    token: u64,
+}
+
+impl Handler<SetTimer> for ElementActor {
+    type Result = ();
+
+    fn handle(&mut self, timer: SetTimer, context: &mut Self::Context) {
+        context.run_later(timer.pause, move |actor, _| {
+            if let Some(armor) = Armor::of(&actor.cell) {
+                armor.timer(&actor.cell, timer.token);
+            }
+        });
+    }
+}
+
+struct ActixSpawner {
+    actors: Rc<std::cell::RefCell<Vec<Addr<ElementActor>>>>,
+}
+
+impl Spawner for ActixSpawner {
+    fn spawn(&self, task: Pin<Box<dyn Future<Output = ()>>>) {
+        actix_rt::spawn(task);
+    }
+
+    fn timer(&self, pause: Duration, cell: Rc<ElementCell>, token: u64) {
+        let actors = self.actors.borrow();
+        match actors.get(Armor::position(&cell)) {
+            Some(actor) if actor.try_send(SetTimer { pause, token }).is_ok() => {}
+            // Before the actors exist (an element's start), or when the mailbox is full: the timer must not be lost.
+            _ => {
+                actix_rt::spawn(async move {
+                    actix_rt::time::sleep(pause).await;
+                    if let Some(armor) = Armor::of(&cell) {
+                        armor.timer(&cell, token);
+                    }
+                });
+            }
+        }
+    }
+
+    fn resend(&self, pause: Duration, armor: Rc<Armor>) {
+        actix_rt::spawn(async move {
+            actix_rt::time::sleep(pause).await;
+            armor.resend();
+        });
+    }
+
+    fn stop(&self) {
+        // What was sent while stopping (sockets, last events) gets a moment to leave.
+        actix_rt::spawn(async {
+            actix_rt::time::sleep(Duration::from_millis(20)).await;
+            if let Some(system) = System::try_current() {
+                system.stop();
+            }
+        });
+    }
+}
+
+/// Runs an ARMOR in this thread until it is shut down (`MSG_SHUTDOWN`, SIGTERM or SIGINT).
+///
+/// With `restore`, captured state of an earlier life in the same run directory is given back to the elements.
+///
+/// # Errors
+/// When the composition is wrong, the run directory cannot be written, or an element cannot start.
+pub fn run(composition: &Composition, kinds: &[ElementKind], setup: Setup, restore: bool, ready: impl FnOnce()) -> Result<(), RunError> {
+    let directory = |source| RunError::RunDirectory { path: setup.run_dir.clone(), source };
+    std::fs::create_dir_all(&setup.run_dir).map_err(directory)?;
+    let captured = restore.then(|| CaptureStore::open(&setup.run_dir.join("state"))).transpose().map_err(directory)?;
+    let nonce = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| (since.as_nanos() >> 10) as u32);
+
+    let system = System::new();
+    let started = system.block_on(async {
+        let elements = composition.build(kinds, &setup).map_err(RunError::Composition)?;
+        let actors = Rc::new(std::cell::RefCell::new(Vec::new()));
+        let armor = Armor::new(setup.clone(), elements, nonce, Box::new(ActixSpawner { actors: Rc::clone(&actors) }));
+        for cell in armor.cells() {
+            actors.borrow_mut().push(ElementActor { cell: Rc::clone(cell) }.start());
+        }
+        armor
+            .start(captured.as_ref())
+            .map_err(|(element, reason)| RunError::Start { armor: setup.name.clone(), element, reason })?;
+        end_on_signals(&armor);
+        Ok(armor)
+    })?;
+    ready();
+    let ended = system.run().map_err(RunError::System);
+    drop(started);
+    ended
+}
+
+fn end_on_signals(armor: &Rc<Armor>) {
+    use tokio::signal::unix::{SignalKind, signal};
+    for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
+        let armor = Rc::downgrade(armor);
+        if let Ok(mut signals) = signal(kind) {
+            actix_rt::spawn(async move {
+                signals.recv().await;
+                if let Some(armor) = armor.upgrade() {
+                    armor.shutdown();
+                }
+            });
+        }
+    }
+}
+
+/// Makes any panic end the process at once (fail-stop), in builds that unwind too.
+pub fn abort_on_panic() {
+    let say = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        say(panic);
+        std::process::abort();
+    }));
+}
+
+/// Why an ARMOR could not run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The TOML.
+    #[error(transparent)]
+    Composition(CompositionError),
+    /// The run directory.
+    #[error("run directory {} cannot be used: {source}; choose another with --run-dir", path.display())]
+    RunDirectory {
+        /// Which.
+        path: std::path::PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// An element.
+    #[error("ARMOR {armor}: element {element} cannot start: {reason}")]
+    Start {
+        /// ARMOR.
+        armor: String,
+        /// Element.
+        element: &'static str,
+        /// Why.
+        reason: String,
+    },
+    /// actix.
+    #[error("the event loop ended: {0}")]
+    System(std::io::Error),
+}

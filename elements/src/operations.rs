@@ -1,0 +1,207 @@
+//! The operations of the elements in this crate, with the thesis's names (see NAMES.md).
+
+use std::collections::BTreeMap;
+
+use armor_proto::hookup::Endpoint;
+use armor_proto::ids::{ArmorId, ConnectionId, Incarnation};
+use serde::{Deserialize, Serialize};
+
+/// How a service recovers its connections (design §7), and other things that both ends of a connection must agree on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "lowercase")]
+pub enum Policy {
+    /// The connection is re-established and the stream goes on (thesis §4.5.1).
+    Reconnect,
+    /// Replay from the last turn: request-response protocols.
+    #[default]
+    Request,
+    /// Replay from the beginning: deterministic streams.
+    Stream,
+}
+
+/// What to do when regenerated output differs from what the client was given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "lowercase")]
+pub enum OnDivergence {
+    /// Reset the connection: honest.
+    #[default]
+    Reset,
+    /// Go on (thesis); an event tells it.
+    Continue,
+}
+
+/// What a supervised application is and how it is kept running.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ApplicationSpec {
+    /// Name of the service, unique on its node.
+    pub name: String,
+    /// Program and arguments.
+    pub command: Vec<String>,
+    /// Working directory; the launcher's when absent.
+    #[serde(default)]
+    pub directory: Option<String>,
+    /// Environment beside the daemon's own.
+    #[serde(default)]
+    pub environment: BTreeMap<String, String>,
+    /// How connections recover.
+    #[serde(default)]
+    pub policy: Policy,
+    /// On divergence.
+    #[serde(default)]
+    pub on_divergence: OnDivergence,
+    /// Restarts allowed within `restart_window_s`; one more failure ends the service and resets its clients.
+    #[serde(default = "default_restart_limit")]
+    pub restart_limit: u32,
+    /// Seconds over which restarts are counted.
+    #[serde(default = "default_restart_window_s")]
+    pub restart_window_s: u64,
+    /// First pause before a restart when the program died young, in ms; doubles up to 5 s.
+    #[serde(default = "default_backoff_ms")]
+    pub backoff_ms: u64,
+    /// Clients get ECONNRESET when recovery takes longer, in ms.
+    #[serde(default = "default_deadline_ms")]
+    pub deadline_ms: u64,
+}
+
+fn default_restart_limit() -> u32 {
+    10
+}
+fn default_restart_window_s() -> u64 {
+    60
+}
+fn default_backoff_ms() -> u64 {
+    50
+}
+fn default_deadline_ms() -> u64 {
+    30_000
+}
+
+/// How a supervised application is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ApplicationState {
+    /// Its process runs.
+    Running,
+    /// It failed and is being started again.
+    Restarting,
+    /// It ended by itself with status 0, or was stopped.
+    Ended,
+    /// It failed too often, or cannot be started.
+    GivenUp,
+}
+
+/// One row of the server table, as daemons see it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ServerRow {
+    /// Address that the server bound.
+    pub address: Endpoint,
+    /// The ARMOR that oversees it.
+    pub armor: ArmorId,
+    /// Which life of the server.
+    pub incarnation: Incarnation,
+    /// Name, for people.
+    pub service: String,
+    /// How connections recover.
+    pub policy: Policy,
+    /// Recovery deadline.
+    pub deadline_ms: u64,
+}
+
+/// A client of a server, remembered by APP_SERVER_DB for recovery (thesis §4.5.1).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientRow {
+    /// The connection.
+    pub connection: ConnectionId,
+    /// The ARMOR at the client's end.
+    pub armor: ArmorId,
+}
+
+armor_proto::operations! { ELEMENT_OPERATIONS;
+    /// Attaches a local ARMOR (or the `armor` program) to its daemon's gateway.
+    0x0100 MSG_ARMOR_ATTACH => pub struct ArmorAttach { armor: ArmorId, name: String, pid: u32 }
+    /// First message on a link between daemons.
+    0x0101 MSG_DAEMON_HELLO => pub struct DaemonHello { armor: ArmorId, name: String, address: String }
+    /// A daemon registers with the FTM (thesis §5.4): where it accepts links, and the addresses of its node.
+    0x0102 MSG_DAEMON_REGISTER => pub struct DaemonRegister { armor: ArmorId, name: String, address: String, node_addresses: Vec<std::net::IpAddr> }
+    /// The FTM knows the daemon now.
+    0x0103 MSG_DAEMON_REGISTERED => pub struct DaemonRegistered { accepted: bool, reason: String }
+    /// Where is this ARMOR? To the FTM, from a daemon that has a message for it.
+    0x0104 MSG_LOCATE_ARMOR => pub struct LocateArmor { armor: ArmorId, asker: ArmorId }
+    /// Answer: its daemon and that daemon's address; `daemon` is -1 when nobody knows.
+    0x0105 MSG_ARMOR_LOCATION => pub struct ArmorLocation { armor: ArmorId, daemon: ArmorId, address: String }
+    /// A daemon tells the FTM that a local ARMOR has attached or is gone.
+    0x0106 MSG_ARMOR_INSTALLED => pub struct ArmorInstalled { armor: ArmorId, name: String, daemon: ArmorId, present: bool }
+    /// Are you alive?
+    0x0110 MSG_HEARTBEAT => pub struct Heartbeat { sequence: u64, asker: ArmorId }
+    /// Yes.
+    0x0111 MSG_HEARTBEAT_REPLY => pub struct HeartbeatReply { sequence: u64, armor: ArmorId }
+    /// A node stopped answering (thesis §3.3.1).
+    0x0112 MSG_NODE_FAILED => pub struct NodeFailed { armor: ArmorId, name: String }
+    /// Install an ARMOR on this node from a composition.
+    0x0120 MSG_INSTALL_ARMOR => pub struct InstallArmor { name: String, composition: String }
+    /// Outcome of an installation; `run_dir` is where its applications hook up.
+    0x0121 MSG_ARMOR_READY => pub struct ArmorReady { name: String, armor: ArmorId, run_dir: String, error: String }
+    /// Stop and forget an installed ARMOR.
+    0x0122 MSG_UNINSTALL_ARMOR => pub struct UninstallArmor { name: String }
+    /// Launch and watch an application (thesis §3.2.2, Execution ARMOR).
+    0x0130 MSG_APP_LAUNCH => pub struct AppLaunch { spec: ApplicationSpec }
+    /// It was started, or why not. Goes to the launcher.
+    0x0131 MSG_APP_LAUNCHED => pub struct AppLaunched { name: String, pid: u32, error: String }
+    /// Stop it for good.
+    0x0132 MSG_APP_STOP => pub struct AppStop { name: String }
+    /// It is stopped, or why not. Goes to the asker.
+    0x0133 MSG_APP_STOPPED => pub struct AppStopped { name: String, error: String }
+    /// A supervised application's process has started. Inside the overseer's ARMOR.
+    0x0134 MSG_APP_STARTED => pub struct AppStarted { spec: ApplicationSpec, pid: u32, incarnation: Incarnation }
+    /// A supervised application's process has ended. Inside the overseer's ARMOR. `restarting` says whether it comes back.
+    0x0135 MSG_APP_FAILED => pub struct AppFailed { name: String, pid: u32, incarnation: Incarnation, how: String, orderly: bool, restarting: bool, failed_at_ms: u64 }
+    /// A server bound an address (thesis §4.2.2), to APP_SERVER_DB.
+    0x0200 MSG_APP_REGISTER_SERVER => pub struct AppRegisterServer { row: ServerRow, request: u64 }
+    /// Answer. `clients` are those that were connected when the server is in its recovery phase (thesis §4.5.1); errno != 0 refuses.
+    0x0201 MSG_APP_SERVER_REGISTERED => pub struct AppServerRegistered { address: Endpoint, request: u64, errno: i32, incarnation: Incarnation, clients: Vec<ClientRow> }
+    /// The server closed its listener for good (thesis §4.3.3).
+    0x0202 MSG_APP_UNREGISTER_SERVER => pub struct AppUnregisterServer { address: Endpoint, armor: ArmorId }
+    /// Which ARMOR oversees the server at this address (thesis §4.2.1)?
+    0x0203 MSG_APP_LOOKUP_SERVER_INFO => pub struct AppLookupServerInfo { address: Endpoint, asker: ArmorId, request: u64 }
+    /// Answer; `row` is absent (thesis: -1) when there is none.
+    0x0204 MSG_APP_SERVER_INFO => pub struct AppServerInfo { address: Endpoint, request: u64, row: Option<ServerRow> }
+    /// An APP_COMM_CLIENT wants to be told of every server that comes and goes.
+    0x0205 MSG_APP_SERVER_SUBSCRIBE => pub struct AppServerSubscribe { armor: ArmorId }
+    /// The whole table of servers and the node addresses that wildcard servers answer for; acknowledged with `MSG_APP_SERVER_TABLE_ACK`.
+    0x0206 MSG_APP_SERVER_TABLE => pub struct AppServerTable { version: u64, rows: Vec<ServerRow>, node_addresses: Vec<std::net::IpAddr> }
+    /// The table has arrived.
+    0x0207 MSG_APP_SERVER_TABLE_ACK => pub struct AppServerTableAck { version: u64, armor: ArmorId }
+    /// A client has connected to or left a server: kept by APP_SERVER_DB for recovery.
+    0x0208 MSG_APP_CLIENT_CONNECTED => pub struct AppClientConnected { address: Endpoint, client: ClientRow, connected: bool }
+    /// Connect, or connect again, to the server (thesis §4.4 step 6).
+    0x0210 MSG_APPCOMM_SERVER_CONNECT_REQUEST => pub struct AppcommServerConnectRequest { address: Endpoint, client: ArmorId, client_address: Endpoint, dialled: Endpoint, request: armor_proto::connection::ConnectRequest }
+    /// Outcome of a connect request.
+    0x0211 MSG_APPCOMM_CONNECT_REPLY => pub struct AppcommConnectReply { reply: armor_proto::connection::ConnectReply }
+    /// The server is back: replay your connect requests (thesis §4.5.1).
+    0x0212 MSG_APPCOMM_REPLAY_CONNECT => pub struct AppcommReplayConnect { address: Endpoint, server: ArmorId, incarnation: Incarnation, connections: Vec<ConnectionId> }
+    /// Bytes of a connection; they are the message's payload.
+    0x0213 MSG_APPCOMM_DATA => pub struct AppcommData { data: armor_proto::connection::Data }
+    /// Bytes that have reached an application.
+    0x0214 MSG_APPCOMM_ACK => pub struct AppcommAck { ack: armor_proto::connection::Ack }
+    /// The connection is reset.
+    0x0215 MSG_APPCOMM_RESET => pub struct AppcommReset { reset: armor_proto::connection::Reset }
+    /// Give me events from this number on.
+    0x0300 MSG_EVENTS_QUERY => pub struct EventsQuery { from: u64 }
+    /// Events, and the number of the next one.
+    0x0301 MSG_EVENTS => pub struct Events { next: u64, events: Vec<armor_core::events::Event> }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    #[test]
+    fn operation_structs_are_named_after_their_messages_and_numbers_are_unique() {
+        let mut numbers = HashSet::new();
+        for (number, wire, name) in super::ELEMENT_OPERATIONS.iter().chain(armor_core::operations::CORE_OPERATIONS) {
+            assert_eq!(*name, armor_proto::operation::struct_name(wire));
+            assert!(numbers.insert(number), "{wire} has the number of another operation");
+        }
+    }
+}
