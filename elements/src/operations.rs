@@ -186,6 +186,8 @@ armor_proto::operations! { ELEMENT_OPERATIONS;
     0x0214 MSG_APPCOMM_ACK => pub struct AppcommAck { ack: armor_proto::connection::Ack }
     /// The connection is reset.
     0x0215 MSG_APPCOMM_RESET => pub struct AppcommReset { reset: armor_proto::connection::Reset }
+    /// The server's end of a connection has lost its process and asks for a new connect request.
+    0x0216 MSG_APPCOMM_REPLAY => pub struct AppcommReplay { replay: armor_proto::connection::Replay }
     /// Give me events from this number on.
     0x0300 MSG_EVENTS_QUERY => pub struct EventsQuery { from: u64 }
     /// Events, and the number of the next one.

@@ -142,6 +142,7 @@ macro_rules! operations {
         $(
             $(#[$meta])*
             #[derive(Debug, Clone, PartialEq, ::serde::Serialize, ::serde::Deserialize)]
+            #[allow(missing_docs, reason = "the operation's own text says what its fields are")]
             pub struct $name { $( $(#[$fmeta])* pub $field: $ty ),* }
             impl $crate::operation::Operation for $name {
                 const KIND: $crate::operation::OperationKind = $crate::operation::OperationKind($kind);

@@ -1,0 +1,38 @@
+# Two commands for a newcomer: `make demo` and `make test`. Both do all the set-up that they need.
+
+SHELL := /bin/bash
+CARGO ?= cargo
+
+# What the tests run, from Debian: the real programs, and the C compiler for the small ones.
+PACKAGES := gcc libc6-dev python3 curl redis-server redis-tools nginx-light wrk
+COMMANDS := gcc python3 curl redis-server redis-cli redis-benchmark nginx wrk
+
+.PHONY: demo test setup check install clean
+
+demo: ## Build, start two nodes, stream audio to three clients, kill the server, report
+	$(CARGO) build --release -p armor -p audio-streaming
+	./target/release/armor demo
+
+setup: ## Install what the tests run, where it is missing
+	@missing=""; for command in $(COMMANDS); do command -v $$command >/dev/null || missing="$$missing $$command"; done; \
+	if [ -n "$$missing" ]; then \
+	  echo "installing Debian packages (missing:$$missing)"; \
+	  sudo=""; [ "$$(id -u)" = 0 ] || sudo=sudo; \
+	  $$sudo apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -qq --no-install-recommends $(PACKAGES) >/dev/null; \
+	fi
+
+test: setup ## All tests
+	$(CARGO) build --workspace --bins
+	$(CARGO) build -p armor-shim
+	$(CARGO) test --workspace --no-fail-fast
+
+check: ## Format, lints and docs, warnings are errors
+	$(CARGO) fmt --all -- --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --quiet
+
+install: ## Install the armor program
+	$(CARGO) install --path armors --locked
+
+clean:
+	$(CARGO) clean

@@ -1,0 +1,494 @@
+//! The client's end of a protected connection, in APP_COMM_CLIENT (thesis §4.3, §4.4 steps 3-7, §4.5.1; design §7).
+//!
+//! Keeps the client's bytes back to the mark and a hash of the server's bytes since the mark, so that a new server
+//! process, wherever it runs, can be brought to where the old one was.
+//!
+//! Invariant: from `replay` until the reply no frame is taken: what the client has received stands still.
+//! Invariant: a byte of the client leaves the log only when it is acknowledged and lies before the mark, or when the
+//! log bound is passed, which is reported.
+
+use std::io::IoSlice;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::config::{Config, OnDivergence};
+use super::digest::RangeHash;
+use super::error::ProtocolError;
+use super::event::{AppAction, Event};
+use super::mark::{Conversation, MarkPolicy};
+use super::record::{
+    Ack, ConnectReply, ConnectRequest, Data, Direction, Mark, Record, Replay, Reset, ResetReason,
+    Resume,
+};
+use super::send_log::Spill;
+use super::session::Session;
+use crate::ids::{ConnectionId, Incarnation};
+
+/// `ETIMEDOUT`, what connect(2) says when nobody answers.
+const ETIMEDOUT: i32 = 110;
+/// `ECONNREFUSED`, when a first connect was reset.
+const ECONNREFUSED: i32 = 111;
+
+struct Connecting {
+    since: Instant,
+    /// The request is to be sent now.
+    due: bool,
+    /// It is sent again then.
+    at: Instant,
+    wait: Duration,
+    resume: Resume,
+}
+
+/// The client's end. Starts by connecting; see [the module](super) for how it is driven.
+pub struct ClientEnd {
+    session: Session,
+    policy: Box<dyn MarkPolicy + Send>,
+    mark: Mark,
+    /// Of the server's bytes since `mark.s2c`; absent when the policy never replays.
+    hash: Option<RangeHash>,
+    /// The log reaches back to the mark.
+    replayable: bool,
+    mark_refused: bool,
+    connecting: Option<Connecting>,
+    established: bool,
+    /// Highest incarnation of the service that was heard of.
+    service: Incarnation,
+    answered_at: Instant,
+    /// Client's bytes that were acknowledged when the server last said something new.
+    answered_c2s: u64,
+    /// What had been received at the last recovery, while nothing new has come.
+    recovered_at: Option<u64>,
+}
+
+impl ClientEnd {
+    /// A new connection, which wants to send its first connect request.
+    #[must_use]
+    pub fn new(
+        connection: ConnectionId,
+        config: Config,
+        policy: Box<dyn MarkPolicy + Send>,
+        now: Instant,
+    ) -> Self {
+        let tolerance = u64::from(config.window);
+        let wait = config.retransmit_first;
+        let mut session = Session::new(connection, Direction::C2s, tolerance, config, now);
+        session.set_app(true);
+        let replays = policy.resume() == Resume::Mark;
+        session.sender.keep_from(replays.then_some(0));
+        ClientEnd {
+            session,
+            mark: Mark::default(),
+            hash: replays.then(|| RangeHash::new(0)),
+            replayable: replays,
+            mark_refused: false,
+            connecting: Some(Connecting { since: now, due: true, at: now, wait, resume: policy.resume() }),
+            policy,
+            established: false,
+            service: Incarnation(0),
+            answered_at: now,
+            answered_c2s: 0,
+            recovered_at: None,
+        }
+    }
+
+    /// Lets the log go beyond the memory bound into `spill`. Call it before the first byte is read.
+    pub fn set_spill(&mut self, spill: Box<dyn Spill + Send>) {
+        self.session.sender.log.set_spill(spill);
+    }
+
+    /// Bytes that may be read from the client now; 0 says stop reading.
+    #[must_use]
+    pub fn read_capacity(&self) -> usize {
+        if self.established && !self.session.is_over() { self.session.sender.capacity() } else { 0 }
+    }
+
+    /// The client has said `bytes`. They are taken even beyond [`ClientEnd::read_capacity`].
+    pub fn app_read(&mut self, bytes: Bytes, now: Instant) {
+        if bytes.is_empty() || self.session.is_over() || self.session.sender.ended() {
+            return;
+        }
+        if self.hash.is_some() {
+            let conversation = self.conversation(now);
+            let mark = self.policy.client_spoke(&conversation, &bytes);
+            if let Some(mark) = mark {
+                self.set_mark(mark, bytes.len() as u64, 0);
+            }
+        }
+        self.session.sender.log.push(bytes);
+        self.bound_log();
+    }
+
+    /// The client has ended its stream and still listens (half-close).
+    pub fn app_eof(&mut self, _now: Instant) {
+        self.session.sender.finish();
+    }
+
+    /// The client has closed in order. What it said is still delivered, and replayed if need be; what is said to it is
+    /// dropped, and beyond a window full of it the server is reset, as TCP would.
+    pub fn app_closed(&mut self, now: Instant) {
+        self.session.set_app(false);
+        self.session.sender.finish();
+        self.session.receiver.swallow(now);
+        self.session.settle(now);
+    }
+
+    /// The client has reset the connection, or its process has died where that counts as a reset.
+    pub fn app_reset(&mut self, now: Instant) {
+        self.session.reset_by_app(now);
+    }
+
+    /// Resets both applications, for example because the server's restart limit is reached.
+    pub fn abort(&mut self, reason: ResetReason, now: Instant) {
+        self.fail(reason, ECONNREFUSED, now);
+    }
+
+    /// Bytes for the client's socket; see [`AppAction::Write`].
+    #[must_use]
+    pub fn app_waiting(&self) -> usize {
+        self.session.receiver.waiting()
+    }
+
+    /// Fills `slices` with what waits for the client's socket and returns how many were filled.
+    pub fn app_slices<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
+        self.session.receiver.slices(slices)
+    }
+
+    /// `count` bytes of what waited were written into the client's socket.
+    pub fn app_wrote(&mut self, count: usize, now: Instant) {
+        self.session.receiver.wrote(count, now);
+    }
+
+    /// Takes a piece of the server's stream.
+    ///
+    /// # Errors
+    /// When it makes no sense; what made none is ignored.
+    pub fn handle_data(&mut self, data: &Data, payload: Bytes, now: Instant) -> Result<(), ProtocolError> {
+        let before = self.session.receiver.received();
+        let Some(bytes) = self.session.handle_data(data, payload, now)? else { return Ok(()) };
+        if self.hash.is_some() {
+            self.look_at_answer(&bytes, before, now);
+        }
+        self.answered_at = now;
+        self.answered_c2s = self.session.sender.acked();
+        self.recovered_at = None;
+        self.session.enqueue(bytes, now);
+        Ok(())
+    }
+
+    fn look_at_answer(&mut self, bytes: &[u8], offset: u64, now: Instant) {
+        let conversation = self.conversation(now);
+        let mark = self.policy.server_answered(&conversation, bytes);
+        if let Some(mark) = mark {
+            self.set_mark(mark, 0, bytes.len() as u64);
+        }
+        // Bytes before a mark that lies inside are not part of what a new process says.
+        let from = self.mark.s2c.saturating_sub(offset).min(bytes.len() as u64) as usize;
+        if let Some(hash) = &mut self.hash {
+            hash.update(&bytes[from..]);
+        }
+    }
+
+    /// Takes an acknowledgement.
+    ///
+    /// # Errors
+    /// When it makes no sense; it is ignored then.
+    pub fn handle_ack(&mut self, ack: &Ack, now: Instant) -> Result<(), ProtocolError> {
+        self.session.handle_ack(ack, now)
+    }
+
+    /// Takes the server's reset. One of an older incarnation is dropped.
+    ///
+    /// # Errors
+    /// When it is of another connection.
+    pub fn handle_reset(&mut self, reset: &Reset, _now: Instant) -> Result<(), ProtocolError> {
+        self.session.check_connection(reset.connection)?;
+        if reset.incarnation < self.session.incarnation {
+            return Ok(());
+        }
+        if !self.established && !self.session.is_over() {
+            self.session.report(Event::Refused { errno: ECONNREFUSED });
+            self.session.set_app(false);
+        }
+        self.connecting = None;
+        self.session.take_reset(reset.reason);
+        Ok(())
+    }
+
+    /// The service's ARMOR asks for the connect request again because a new process of this incarnation serves it
+    /// (thesis §4.5.1). One that is already known is ignored.
+    pub fn replay(&mut self, service: Incarnation, now: Instant) {
+        if service <= self.service {
+            return;
+        }
+        self.service = service;
+        let next = Incarnation(self.session.incarnation.0.saturating_add(1)).max(service);
+        self.reconnect(next, now);
+    }
+
+    /// The server's end asks for the connect request again because this connection's process was lost.
+    ///
+    /// # Errors
+    /// When it is of another connection.
+    pub fn handle_replay(&mut self, replay: &Replay, now: Instant) -> Result<(), ProtocolError> {
+        self.session.check_connection(replay.connection)?;
+        if replay.incarnation == self.session.incarnation && self.connecting.is_none() {
+            self.reconnect(Incarnation(replay.incarnation.0.saturating_add(1)), now);
+        }
+        Ok(())
+    }
+
+    fn reconnect(&mut self, incarnation: Incarnation, now: Instant) {
+        if self.session.is_over() || self.session.is_finished() {
+            return;
+        }
+        if self.connecting.is_none() && self.hash.is_some() {
+            let conversation = self.conversation(now);
+            if let Some(mark) = self.policy.server_lost(&conversation) {
+                self.set_mark(mark, 0, 0);
+            }
+        }
+        let mut resume = self.policy.resume();
+        if self.session.receiver.fin_received() {
+            // The server has said all; nobody has to say it again.
+            resume = Resume::Present;
+        } else if resume == Resume::Mark && !self.replayable {
+            if self.session.config.on_divergence == OnDivergence::Reset {
+                self.fail(ResetReason::NoReplay, ECONNREFUSED, now);
+                return;
+            }
+            resume = Resume::Present;
+        }
+        if resume == Resume::Mark {
+            self.session.sender.rewind(self.mark.c2s);
+        }
+        self.session.suspend(incarnation);
+        let since = self.connecting.as_ref().map_or(now, |connecting| connecting.since);
+        let wait = self.session.config.retransmit_first;
+        self.connecting = Some(Connecting { since, due: true, at: now, wait, resume });
+        if self.established {
+            self.session.report(Event::Reconnecting { incarnation });
+        }
+    }
+
+    /// Takes the outcome of a connect request. An old one is dropped.
+    ///
+    /// # Errors
+    /// When its numbers contradict what this end knows; the connection is then reset.
+    pub fn handle_connect_reply(&mut self, reply: &ConnectReply, now: Instant) -> Result<(), ProtocolError> {
+        self.session.check_connection(reply.connection)?;
+        if reply.requested != self.session.incarnation || self.session.is_over() {
+            return Ok(());
+        }
+        let Some(connecting) = &self.connecting else { return Ok(()) };
+        if reply.errno != 0 {
+            self.fail(ResetReason::ServerGone, reply.errno, now);
+            return Ok(());
+        }
+        let resume = connecting.resume;
+        let resumed = if reply.incarnation < reply.requested || reply.incarnation.0 == 0 {
+            Err(ProtocolError::Incarnation { expected: reply.requested, got: reply.incarnation })
+        } else {
+            self.session.sender.resume(&reply.c2s)
+        };
+        if let Err(error) = resumed {
+            self.fail(ResetReason::Protocol, ECONNREFUSED, now);
+            return Err(error);
+        }
+        self.connecting = None;
+        self.session.start(reply.incarnation, now);
+        self.service = self.service.max(reply.service);
+        self.answered_at = now;
+        if self.established {
+            let ever = self.session.sender.acked_ever();
+            let replayed = match resume {
+                Resume::Mark => ever.saturating_sub(reply.c2s.offset),
+                Resume::Present => 0,
+            };
+            self.recovered_at = (resume == Resume::Mark).then(|| self.session.receiver.received());
+            self.session.report(Event::Reconnected { service: reply.service, replayed });
+        } else {
+            self.established = true;
+            self.session.report(Event::Established { service: reply.service });
+        }
+        Ok(())
+    }
+
+    /// Ends the connection; the client hears a reset, or, while it still connects, `errno`.
+    fn fail(&mut self, reason: ResetReason, errno: i32, now: Instant) {
+        self.connecting = None;
+        if !self.established && !self.session.is_over() {
+            self.session.report(Event::Refused { errno });
+            self.session.set_app(false);
+        }
+        self.session.reset(reason, now);
+    }
+
+    /// Asks the server's end for a sign of life now, for example because its node is suspected. If none comes the
+    /// deadline runs.
+    pub fn probe(&mut self) {
+        if self.session.is_open() && !self.session.is_over() {
+            self.session.sender.send_probe();
+        }
+    }
+
+    /// The next record for the server's end, with its payload.
+    pub fn poll_transmit(&mut self, now: Instant) -> Option<(Record, Bytes)> {
+        if self.connecting.as_ref().is_some_and(|connecting| connecting.due) {
+            return self.connect_request(now).map(|request| (Record::ConnectRequest(request), Bytes::new()));
+        }
+        self.session.poll_transmit(now)
+    }
+
+    fn connect_request(&mut self, now: Instant) -> Option<ConnectRequest> {
+        let connecting = self.connecting.as_mut()?;
+        connecting.due = false;
+        connecting.at = now + connecting.wait;
+        connecting.wait = (connecting.wait * 2).min(self.session.config.retransmit_most);
+        let receiver = &self.session.receiver;
+        Some(ConnectRequest {
+            connection: self.session.connection,
+            incarnation: self.session.incarnation,
+            resume: connecting.resume,
+            mark: self.mark,
+            acked_c2s: self.session.sender.acked_ever(),
+            written_s2c: receiver.written(),
+            received_s2c: receiver.received(),
+            fin_s2c: receiver.fin_received(),
+            hash_s2c: self.hash.as_ref().map_or(0, RangeHash::digest),
+            window: receiver.window(),
+        })
+    }
+
+    /// What to do to the client's socket now.
+    pub fn poll_app(&mut self, now: Instant) -> Option<AppAction> {
+        self.session.poll_app(now)
+    }
+
+    /// What happened.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.session.poll_event()
+    }
+
+    /// When [`ClientEnd::handle_timeout`] is due.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let session = self.session.poll_timeout();
+        let Some(connecting) = &self.connecting else { return session };
+        let own = connecting.at.min(connecting.since + self.session.config.deadline);
+        Some(session.map_or(own, |at| at.min(own)))
+    }
+
+    /// Time has passed.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if let Some(connecting) = &mut self.connecting {
+            if connecting.since + self.session.config.deadline <= now {
+                self.fail(ResetReason::Deadline, ETIMEDOUT, now);
+            } else if connecting.at <= now {
+                connecting.due = true;
+            }
+        }
+        self.session.handle_timeout(now);
+    }
+
+    /// Drop this end without telling anybody.
+    pub fn vanish(&mut self) {
+        self.connecting = None;
+        self.session.vanish();
+    }
+
+    /// The connection's identity.
+    #[must_use]
+    pub fn connection(&self) -> ConnectionId {
+        self.session.connection
+    }
+
+    /// Frames flow: not connecting, not over.
+    #[must_use]
+    pub fn is_established(&self) -> bool {
+        self.connecting.is_none() && self.established && !self.session.is_over()
+    }
+
+    /// Nothing more will come; drop this end.
+    #[must_use]
+    pub fn is_drained(&self) -> bool {
+        self.session.is_drained()
+    }
+
+    /// Where a new process would start.
+    #[must_use]
+    pub fn mark(&self) -> Mark {
+        self.mark
+    }
+
+    /// Client's bytes that were read, and server's bytes that were written to the client.
+    #[must_use]
+    pub fn progress(&self) -> Mark {
+        Mark { c2s: self.session.sender.end(), s2c: self.session.receiver.written() }
+    }
+
+    /// Memory that the log takes.
+    #[must_use]
+    pub fn log_memory(&self) -> usize {
+        self.session.sender.log.memory()
+    }
+
+    fn conversation(&self, now: Instant) -> Conversation {
+        Conversation {
+            mark: self.mark,
+            c2s_end: self.session.sender.end(),
+            c2s_acked: self.session.sender.acked(),
+            c2s_answered: self.answered_c2s,
+            s2c_received: self.session.receiver.received(),
+            answered_at: self.answered_at,
+            recovering: self.connecting.is_some() || self.recovered_at.is_some(),
+            now,
+        }
+    }
+
+    /// Takes a policy's mark if it can be; `spoken` and `answered` are the lengths of what the policy is looking at.
+    fn set_mark(&mut self, mark: Mark, spoken: u64, answered: u64) {
+        if self.connecting.is_some() && self.established {
+            // The request that is under way names the mark that holds.
+            return;
+        }
+        let end = self.session.sender.end() + spoken;
+        let received = self.session.receiver.received();
+        let oldest = if self.replayable { self.mark.c2s } else { self.session.sender.log.first() };
+        let c2s_fits = (oldest..=end).contains(&mark.c2s);
+        let s2c_fits = (received..=received + answered).contains(&mark.s2c)
+            || (self.replayable && mark.s2c == self.mark.s2c);
+        if !c2s_fits || !s2c_fits {
+            if !self.mark_refused {
+                self.mark_refused = true;
+                self.session.report(Event::MarkRefused(mark));
+            }
+            return;
+        }
+        self.mark = mark;
+        if let Some(hash) = &mut self.hash {
+            hash.restart(mark.s2c);
+        }
+        self.session.sender.keep_from(Some(mark.c2s));
+        if !self.replayable {
+            self.replayable = true;
+            self.session.report(Event::ReplayRegained);
+        }
+    }
+
+    /// Keeps the log within its bound: by the spill, or by giving up replay.
+    fn bound_log(&mut self) {
+        let bound = self.session.config.log_bound;
+        let sender = &mut self.session.sender;
+        if !self.replayable || sender.log.memory() <= bound {
+            return;
+        }
+        if sender.log.has_spill() && sender.log.spill_over(bound).is_ok() {
+            return;
+        }
+        let bytes = sender.end() - self.mark.c2s;
+        sender.keep_from(None);
+        self.replayable = false;
+        self.session.report(Event::LogOverflow { bytes });
+    }
+}

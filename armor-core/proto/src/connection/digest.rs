@@ -1,0 +1,120 @@
+//! Comparing what a new server process says with what the client has been given, without keeping the bytes.
+//!
+//! Invariant: both ends hash the same range, from the mark to what the client's end had received, whatever the pieces.
+
+use xxhash_rust::xxh3::Xxh3;
+
+/// XXH3-64 of a growing range of a stream.
+pub(crate) struct RangeHash {
+    from: u64,
+    hasher: Box<Xxh3>,
+}
+
+impl RangeHash {
+    pub(crate) fn new(from: u64) -> Self {
+        RangeHash {
+            from,
+            hasher: Box::new(Xxh3::new()),
+        }
+    }
+
+    /// Forgets everything before `from`.
+    pub(crate) fn restart(&mut self, from: u64) {
+        if from != self.from {
+            self.from = from;
+            self.hasher.reset();
+        }
+    }
+
+    pub(crate) fn update(&mut self, bytes: &[u8]) {
+        self.hasher.update(bytes);
+    }
+
+    pub(crate) fn digest(&self) -> u64 {
+        self.hasher.digest()
+    }
+}
+
+/// What a new process still has to say again.
+pub(crate) struct Regeneration {
+    from: u64,
+    at: u64,
+    until: u64,
+    expected: u64,
+    hash: RangeHash,
+}
+
+/// What became of a piece of a regenerated stream.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Regenerated {
+    /// All of it was known; more is to come.
+    Partly,
+    /// The known part is complete after so many bytes of the piece, and equal.
+    Same(usize),
+    /// The known part is complete after so many bytes of the piece, and not equal.
+    Different(usize),
+}
+
+impl Regeneration {
+    pub(crate) fn new(from: u64, until: u64, expected: u64) -> Self {
+        Regeneration {
+            from,
+            at: from,
+            until,
+            expected,
+            hash: RangeHash::new(from),
+        }
+    }
+
+    pub(crate) fn take(&mut self, bytes: &[u8]) -> Regenerated {
+        let missing = self.missing();
+        if (bytes.len() as u64) < missing {
+            self.hash.update(bytes);
+            self.at += bytes.len() as u64;
+            return Regenerated::Partly;
+        }
+        // `missing` is at most the length of a slice here.
+        let known = missing as usize;
+        self.hash.update(&bytes[..known]);
+        self.at = self.until;
+        if self.hash.digest() == self.expected {
+            Regenerated::Same(known)
+        } else {
+            Regenerated::Different(known)
+        }
+    }
+
+    /// Bytes to come that are already known.
+    pub(crate) fn missing(&self) -> u64 {
+        self.until - self.at
+    }
+
+    /// Bytes that were said again.
+    pub(crate) fn said(&self) -> u64 {
+        self.at - self.from
+    }
+
+    /// Bytes that have to be said again in all.
+    pub(crate) fn length(&self) -> u64 {
+        self.until - self.from
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_do_not_matter_and_a_changed_byte_does() {
+        let mut client = RangeHash::new(7);
+        client.update(b"hello ");
+        client.update(b"world");
+        let mut same = Regeneration::new(7, 18, client.digest());
+        assert_eq!(same.take(b"hel"), Regenerated::Partly);
+        assert_eq!(same.take(b"lo world and more"), Regenerated::Same(8));
+        let mut other = Regeneration::new(7, 18, client.digest());
+        assert_eq!(other.take(b"hello_world"), Regenerated::Different(11));
+        client.restart(18);
+        assert_eq!(Regeneration::new(18, 18, client.digest()).take(b""), Regenerated::Same(0));
+    }
+}

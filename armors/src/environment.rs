@@ -1,0 +1,386 @@
+//! Run directories: `<base>/<name>/` holds an ARMOR's pid file, sockets, captured state and log.
+//!
+//! Invariants: an ARMOR lives as long as it holds the lock on its pid file, whatever number stands in it (numbers are used
+//! again by others); a directory that somebody else owns is never used.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use armor_proto::ids::ArmorId;
+use rustix::fs::FlockOperation;
+
+/// Which environment a command is about.
+#[derive(clap::Args, Debug, Clone)]
+pub(crate) struct Place {
+    /// Run directory of the environment [default: $ARMOR_BASE_DIR, $XDG_RUNTIME_DIR/armor, /run/armor or /tmp/armor-UID]
+    #[arg(long, value_name = "BASE")]
+    pub(crate) run_dir: Option<PathBuf>,
+}
+
+/// No environment runs at a place; the program ends with status 3.
+#[derive(Debug)]
+pub(crate) struct NotUp(pub(crate) String);
+
+impl std::fmt::Display for NotUp {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for NotUp {}
+
+/// The directory that holds the run directories of a machine's ARMORs.
+#[derive(Debug, Clone)]
+pub(crate) struct Base {
+    path: PathBuf,
+    chosen: bool,
+}
+
+impl Base {
+    /// The one that was asked for, or the default one.
+    pub(crate) fn of(place: &Place) -> anyhow::Result<Base> {
+        let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let uid = rustix::process::geteuid();
+        let chosen = place.run_dir.clone().or_else(|| set("ARMOR_BASE_DIR"));
+        let path = match &chosen {
+            Some(path) => std::path::absolute(path).with_context(|| format!("run directory {}", path.display()))?,
+            None => match set("XDG_RUNTIME_DIR") {
+                Some(runtime) if runtime.is_dir() => runtime.join("armor"),
+                _ if uid.is_root() => PathBuf::from("/run/armor"),
+                _ => PathBuf::from(format!("/tmp/armor-{}", uid.as_raw())),
+            },
+        };
+        Ok(Base { path, chosen: place.run_dir.is_some() && chosen.is_some() })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What has to be added to commands that are shown to the user.
+    pub(crate) fn option(&self) -> String {
+        if self.chosen { format!(" --run-dir {}", self.path.display()) } else { String::new() }
+    }
+
+    /// The directory of one ARMOR.
+    pub(crate) fn armor(&self, name: &str) -> ArmorDirectory {
+        ArmorDirectory { name: name.to_owned(), path: self.path.join(name) }
+    }
+
+    /// Every living ARMOR under this base, installed ones below their daemons too, the deepest ones last.
+    pub(crate) fn living(&self) -> Vec<(ArmorDirectory, u32)> {
+        let mut found = Vec::new();
+        let mut level = vec![(String::new(), self.path.clone())];
+        for _ in 0..3 {
+            let mut next = Vec::new();
+            for (prefix, path) in level {
+                let mut entries: Vec<_> = std::fs::read_dir(path).into_iter().flatten().flatten().collect();
+                entries.sort_by_key(std::fs::DirEntry::file_name);
+                for entry in entries.iter().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+                    let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
+                    let directory = ArmorDirectory { name: name.clone(), path: entry.path() };
+                    if let Some(pid) = directory.pid() {
+                        found.push((directory, pid));
+                    }
+                    next.push((format!("{name}/"), entry.path()));
+                }
+            }
+            level = next;
+        }
+        found
+    }
+
+    /// The living daemons of this machine: ARMORs with a gateway that are not the FTM.
+    pub(crate) fn daemons(&self) -> Vec<ArmorDirectory> {
+        self.living()
+            .into_iter()
+            .map(|(directory, _)| directory)
+            .filter(|directory| directory.name != "ftm" && !directory.name.contains('/') && directory.gateway().exists())
+            .collect()
+    }
+
+    /// The daemon that was asked for, or the only one.
+    pub(crate) fn node(&self, asked: Option<&str>) -> anyhow::Result<ArmorDirectory> {
+        if let Some(name) = asked {
+            let directory = self.armor(name);
+            return match directory.pid() {
+                Some(_) => Ok(directory),
+                None => Err(self.not_up(&format!("daemon {name} does not run in {}", self.path.display()), &format!(" --node {name}"))),
+            };
+        }
+        let daemons = self.daemons();
+        match &daemons[..] {
+            [] => Err(self.not_up(&format!("no daemon runs in {}", self.path.display()), "")),
+            [only] => Ok(only.clone()),
+            several => match several.iter().find(|daemon| daemon.name == "node1") {
+                Some(first) => Ok(first.clone()),
+                None => {
+                    let names: Vec<_> = several.iter().map(|daemon| &*daemon.name).collect();
+                    bail!("several daemons run in {}: choose one with --node: {}", self.path.display(), names.join(", "))
+                }
+            },
+        }
+    }
+
+    /// Where to speak from: the FTM of this machine, else a daemon.
+    pub(crate) fn entrance(&self) -> anyhow::Result<ArmorDirectory> {
+        let ftm = self.armor("ftm");
+        if ftm.pid().is_some() { Ok(ftm) } else { self.node(None) }
+    }
+
+    fn not_up(&self, what: &str, option: &str) -> anyhow::Error {
+        NotUp(format!("{what}; start it with `armor up{option}{}`", self.option())).into()
+    }
+
+    /// Makes the directory, mode 0700.
+    pub(crate) fn create(&self) -> anyhow::Result<()> {
+        create_owned(&self.path)
+    }
+}
+
+/// The run directory of one ARMOR.
+#[derive(Debug, Clone)]
+pub(crate) struct ArmorDirectory {
+    /// Name of the ARMOR.
+    pub(crate) name: String,
+    path: PathBuf,
+}
+
+impl ArmorDirectory {
+    /// At any path.
+    pub(crate) fn at(name: &str, path: PathBuf) -> ArmorDirectory {
+        ArmorDirectory { name: name.to_owned(), path }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn armor(&self) -> ArmorId {
+        ArmorId::of_name(&self.name)
+    }
+
+    /// The gateway's socket.
+    pub(crate) fn gateway(&self) -> PathBuf {
+        self.path.join("armor.sock")
+    }
+
+    pub(crate) fn log(&self) -> PathBuf {
+        self.path.join("armor.log")
+    }
+
+    fn pid_file(&self) -> PathBuf {
+        self.path.join("pid")
+    }
+
+    fn ready_file(&self) -> PathBuf {
+        self.path.join("ready")
+    }
+
+    /// Whether the ARMOR has started all its elements.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.ready_file().exists() && self.pid().is_some()
+    }
+
+    /// Where the ARMOR accepts links, as its transport wrote it.
+    pub(crate) fn tcp_address(&self) -> Option<String> {
+        std::fs::read_to_string(self.path.join("tcp.addr")).ok().map(|text| text.trim().to_owned())
+    }
+
+    /// Process of the ARMOR, when it lives.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        for _ in 0..20 {
+            let mut file = File::open(self.pid_file()).ok()?;
+            if rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared).is_ok() {
+                return None;
+            }
+            let mut text = String::new();
+            if file.read_to_string(&mut text).is_ok()
+                && let Ok(pid) = text.trim().parse()
+            {
+                return Some(pid);
+            }
+            // It has the lock and writes its number just now.
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        None
+    }
+
+    /// Says that this process is the ARMOR.
+    ///
+    /// # Errors
+    /// When another process is, or the directory cannot be used.
+    pub(crate) fn claim(&self) -> anyhow::Result<Claim> {
+        create_owned(&self.path)?;
+        let longest = self.path.join(armor_proto::hookup::CLIENT_SOCKET);
+        if longest.as_os_str().len() > 107 {
+            bail!("run directory {} is too long for socket names (108 bytes); choose a shorter one with --run-dir", self.path.display());
+        }
+        let path = self.pid_file();
+        let unusable = || format!("run directory {} cannot be used; choose another with --run-dir", self.path.display());
+        let deadline = Instant::now() + Duration::from_millis(300);
+        loop {
+            let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path).with_context(unusable)?;
+            if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+                // The holder before may have removed the file between the opening and the lock.
+                let current = std::fs::metadata(&path).is_ok_and(|now| file.metadata().is_ok_and(|own| own.ino() == now.ino()));
+                if current {
+                    let _ = std::fs::remove_file(self.ready_file());
+                    file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).with_context(unusable)?;
+                    return Ok(Claim { file, directory: self.clone() });
+                }
+            } else if Instant::now() > deadline {
+                let pid = self.pid().map_or_else(String::new, |pid| format!(" (pid {pid})"));
+                bail!("ARMOR {} runs already in {}{pid}; end it with `armor down` or choose another --run-dir", self.name, self.path.display());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Empties the directory of what a dead ARMOR left; its log is kept as `armor.log.old`.
+    ///
+    /// # Errors
+    /// When an ARMOR that it had installed still lives, or the directory holds something else.
+    pub(crate) fn clean(&self) -> anyhow::Result<()> {
+        if !self.path.exists() {
+            return Ok(());
+        }
+        create_owned(&self.path)?;
+        let base = Base { path: self.path.clone(), chosen: false };
+        if let Some((orphan, pid)) = base.living().first() {
+            bail!(
+                "ARMOR {}/{} (pid {pid}) of an earlier daemon {} still runs; end it with `armor down` first",
+                self.name, orphan.name, self.name
+            );
+        }
+        let entries: Vec<_> =
+            std::fs::read_dir(&self.path).with_context(|| self.path.display().to_string())?.flatten().map(|entry| entry.path()).collect();
+        let known = [self.pid_file(), self.log(), self.path.join("state")];
+        if !entries.is_empty() && !known.iter().any(|file| entries.contains(file)) {
+            bail!("{} exists and was not made by ARMOR; choose another place with --run-dir", self.path.display());
+        }
+        for entry in entries.iter().filter(|entry| **entry != self.log()) {
+            let removed = if entry.is_dir() && !entry.is_symlink() { std::fs::remove_dir_all(entry) } else { std::fs::remove_file(entry) };
+            removed.with_context(|| format!("{} of an earlier run cannot be removed", entry.display()))?;
+        }
+        let _ = std::fs::rename(self.log(), self.path.join("armor.log.old"));
+        Ok(())
+    }
+
+    /// Removes what would be mistaken for a living ARMOR; state and log stay.
+    pub(crate) fn remove_sockets(&self) {
+        for entry in std::fs::read_dir(&self.path).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if path.extension().is_some_and(|extension| extension == "sock") || ["pid", "ready", "tcp.addr"].iter().any(|&name| entry.file_name() == name) {
+                let _ = std::fs::remove_file(path);
+            }
+        }
+    }
+
+    /// Last lines of the log, indented, for error messages.
+    pub(crate) fn log_tail(&self) -> String {
+        tail(&self.log())
+    }
+}
+
+/// Last lines of a log, indented, for error messages.
+pub(crate) fn tail(log: &Path) -> String {
+    const LINES: usize = 12;
+    let text = std::fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    if lines.is_empty() {
+        return format!("{} is empty", log.display());
+    }
+    let last = lines[lines.len().saturating_sub(LINES)..].join("\n    ");
+    format!("the last lines of {}:\n    {last}", log.display())
+}
+
+/// This process's hold on a run directory. The files go when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    file: File,
+    directory: ArmorDirectory,
+}
+
+impl Claim {
+    /// Says that all elements have started.
+    pub(crate) fn ready(&self) -> std::io::Result<()> {
+        std::fs::write(self.directory.ready_file(), format!("{}\n", std::process::id()))
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(self.directory.ready_file());
+        let _ = std::fs::remove_file(self.directory.pid_file());
+        let _ = rustix::fs::flock(&self.file, FlockOperation::Unlock);
+    }
+}
+
+fn create_owned(path: &Path) -> anyhow::Result<()> {
+    let other = "choose another with --run-dir";
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .with_context(|| format!("run directory {} cannot be made; {other}", path.display()))?;
+    let metadata = std::fs::symlink_metadata(path).with_context(|| format!("run directory {}", path.display()))?;
+    let uid = rustix::process::geteuid().as_raw();
+    if metadata.is_symlink() || metadata.uid() != uid {
+        bail!("run directory {} belongs to user {}, this is user {uid}; {other}", path.display(), metadata.uid());
+    }
+    if metadata.mode() & 0o077 != 0 {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700))
+            .with_context(|| format!("run directory {} cannot be closed to others (mode 0700); {other}", path.display()))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn a_directory_is_held_by_one_process_and_left_clean() {
+        let base = tempfile::tempdir().unwrap();
+        let directory = ArmorDirectory::at("node1", base.path().join("node1"));
+        assert_eq!(directory.pid(), None);
+        let claim = directory.claim().unwrap();
+        claim.ready().unwrap();
+        assert_eq!(directory.pid(), Some(std::process::id()));
+        assert!(directory.is_ready());
+        let refused = directory.claim().unwrap_err().to_string();
+        assert!(refused.starts_with("ARMOR node1 runs already in "), "{refused}");
+        drop(claim);
+        assert!(!directory.is_ready());
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_pid_file_without_a_holder_is_no_life() {
+        let base = tempfile::tempdir().unwrap();
+        let directory = ArmorDirectory::at("node1", base.path().join("node1"));
+        std::fs::create_dir(directory.path()).unwrap();
+        std::fs::write(directory.pid_file(), "1\n").unwrap();
+        assert_eq!(directory.pid(), None);
+        std::fs::create_dir(directory.path().join("state")).unwrap();
+        std::fs::write(directory.log(), "last words\n").unwrap();
+        directory.clean().unwrap();
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
+        assert!(tail(&directory.path().join("armor.log.old")).ends_with("last words"));
+    }
+
+    #[test]
+    fn a_directory_of_somebody_else_is_not_emptied() {
+        let base = tempfile::tempdir().unwrap();
+        std::fs::write(base.path().join("thesis.tex"), "…").unwrap();
+        let refused = ArmorDirectory::at("node1", base.path().to_path_buf()).clean().unwrap_err().to_string();
+        assert!(refused.ends_with("exists and was not made by ARMOR; choose another place with --run-dir"), "{refused}");
+    }
+}

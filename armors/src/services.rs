@@ -1,0 +1,66 @@
+//! Service files: one [`ApplicationSpec`] in TOML.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, anyhow, bail};
+use armor_elements::operations::ApplicationSpec;
+
+/// Reads a service file; paths in it start at its own directory.
+pub(crate) fn read(path: &Path) -> anyhow::Result<ApplicationSpec> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| anyhow!("{}: cannot be read: {error}; a command to launch goes after `--`", path.display()))?;
+    let mut spec = parse(&path.display().to_string(), &text)?;
+    let own = std::path::absolute(path).with_context(|| path.display().to_string())?;
+    let own = own.parent().map_or_else(PathBuf::new, Path::to_path_buf);
+    if let Some(directory) = &spec.directory {
+        spec.directory = Some(utf8(own.join(directory))?);
+    }
+    if let Some(program) = spec.command.first_mut()
+        && program.contains('/')
+    {
+        *program = utf8(own.join(&*program))?;
+    }
+    Ok(spec)
+}
+
+/// Parses and checks a service file; `file` is for error messages.
+///
+/// # Errors
+/// `file:line:column: what is wrong`.
+pub(crate) fn parse(file: &str, text: &str) -> anyhow::Result<ApplicationSpec> {
+    let spec: ApplicationSpec = toml::from_str(text).map_err(|error| {
+        let (line, column) = position(text, error.span().map_or(0, |span| span.start));
+        anyhow!("{file}:{line}:{column}: {}", error.message())
+    })?;
+    let at = |key: &str| {
+        let line = text.lines().position(|line| line.trim_start().strip_prefix(key).is_some_and(|rest| rest.trim_start().starts_with('=')));
+        line.map_or(1, |line| line + 1)
+    };
+    if let Err(reason) = check_name(&spec.name) {
+        bail!("{file}:{}:1: {reason}", at("name"));
+    }
+    if spec.command.first().is_none_or(String::is_empty) {
+        bail!("{file}:{}:1: command is empty; it lists the program and its arguments, such as [\"python3\", \"-m\", \"http.server\"]", at("command"));
+    }
+    Ok(spec)
+}
+
+/// Names of services and of ARMORs become file names.
+pub(crate) fn check_name(name: &str) -> Result<(), String> {
+    let plain = |letter: char| letter.is_ascii_alphanumeric() || "-_.".contains(letter);
+    if name.is_empty() || name.len() > 48 || !name.chars().all(plain) || name.starts_with(['.', '-']) {
+        return Err(format!("{name:?} is no name: take 1 to 48 letters, digits, '-', '_' or '.', the first one a letter or digit"));
+    }
+    Ok(())
+}
+
+/// Line and column, from 1, of a byte offset.
+pub(crate) fn position(text: &str, at: usize) -> (usize, usize) {
+    let before = text.get(..at).unwrap_or_default();
+    (before.matches('\n').count() + 1, before.rsplit('\n').next().map_or(0, |line| line.chars().count()) + 1)
+}
+
+/// Paths travel as text.
+pub(crate) fn utf8(path: PathBuf) -> anyhow::Result<String> {
+    path.into_os_string().into_string().map_err(|path| anyhow!("{} is not UTF-8: rename it", path.display()))
+}

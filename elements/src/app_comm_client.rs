@@ -1,0 +1,497 @@
+//! `APP_COMM_CLIENT`: where client applications hook up, and the proxy of the server towards them (thesis §4.2.1).
+//!
+//! Purpose: takes connect requests from the shim, finds the ARMOR that oversees the server, and carries the bytes of each
+//! connection; it keeps what the client said since the mark, so that the server and its whole node may vanish.
+//! Subscribes: `MSG_APP_SERVER_TABLE`, `MSG_APP_SERVER_INFO`, `MSG_APPCOMM_CONNECT_REPLY`, `MSG_APPCOMM_REPLAY_CONNECT`,
+//! `MSG_APPCOMM_REPLAY`, `MSG_APPCOMM_DATA`, `MSG_APPCOMM_ACK`, `MSG_APPCOMM_RESET`.
+//! Emits: `MSG_APP_SERVER_SUBSCRIBE`, `MSG_APP_LOOKUP_SERVER_INFO`, `MSG_APP_SERVER_TABLE_ACK`, `MSG_APP_CLIENT_CONNECTED`,
+//! `MSG_APPCOMM_SERVER_CONNECT_REQUEST`, `MSG_APPCOMM_DATA`, `MSG_APPCOMM_ACK`, `MSG_APPCOMM_RESET`.
+//! Configuration: `closed` (refuse what is no registered service, thesis §4.2.1), `allowed_uids`, `window_bytes`, `log_bytes`, `max_connections`.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use armor_core::context::Context;
+use armor_core::element::{Element, Operations, Setup};
+use armor_core::events::Event;
+use armor_proto::connection::{ClientEnd, Direction, Event as EndEvent, Record, Replay};
+use armor_proto::hookup::{CLIENT_SOCKET, Endpoint, Name, Reply, Request, Role};
+use armor_proto::ids::{ArmorId, ConnectionId};
+use armor_proto::message::Message;
+use serde::Deserialize;
+
+use crate::endpoints::{
+    ApplicationSocket, Asked, Ending, Ends, HookupListener, Pending, Port, Read, ReplyTo, ServerTable, Turn, client_pair, connection_config,
+    get_option, policy, set_option, source_address_for,
+};
+use crate::operations::{
+    AppClientConnected, AppLookupServerInfo, AppServerInfo, AppServerSubscribe, AppServerTable, AppServerTableAck, AppcommAck,
+    AppcommConnectReply, AppcommData, AppcommReplay, AppcommReplayConnect, AppcommReset, AppcommServerConnectRequest, ClientRow, ServerRow,
+};
+
+/// Connects that may wait for the first table of servers; one more is refused.
+const MAX_EARLY: usize = 1024;
+/// Timer token: ask the FTM again. Other tokens are connection ids, which are never 0.
+const SUBSCRIBE: u64 = 0;
+/// How often the FTM is asked until it answers, and then to see that nothing was missed.
+const SUBSCRIBE_AGAIN: Duration = Duration::from_millis(200);
+const SUBSCRIBED_AGAIN: Duration = Duration::from_secs(5);
+
+/// Configuration.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    closed: bool,
+    allowed_uids: Vec<u32>,
+    window_bytes: u32,
+    log_bytes: usize,
+    max_connections: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config { closed: false, allowed_uids: Vec::new(), window_bytes: 1 << 20, log_bytes: 4 << 20, max_connections: 65_536 }
+    }
+}
+
+struct Client {
+    port: Port<ClientEnd>,
+    name: Name,
+    server: ServerRow,
+    dialled: Endpoint,
+    /// The application's original socket: keeps the local port and answers for its TCP options.
+    holder: Option<OwnedFd>,
+    waiting: Option<Waiting>,
+    looked_up: bool,
+    state: &'static str,
+    pid: u32,
+}
+
+/// How the application waits for its connect.
+enum Waiting {
+    Blocked { asker: ReplyTo, application: OwnedFd },
+    Polling(Pending),
+}
+
+/// The element.
+pub struct AppCommClient {
+    config: Config,
+    socket: std::path::PathBuf,
+    table: Option<ServerTable>,
+    version: u64,
+    early: VecDeque<Asked>,
+    clients: HashMap<ConnectionId, Client>,
+    ends: Ends,
+    next: u64,
+}
+
+impl Element for AppCommClient {
+    const NAME: &'static str = "APP_COMM_CLIENT";
+    const PURPOSE: &'static str = "hook-up of client applications; proxy of the server towards them (thesis §4.2.1)";
+    const EXAMPLE: &'static str = "closed = false\nallowed_uids = []\nwindow_bytes = 1048576\nlog_bytes = 4194304\nmax_connections = 65536\n";
+    type Config = Config;
+
+    fn new(config: Config, setup: &Setup) -> Result<Self, String> {
+        // Ids are drawn per life of the ARMOR, so that those of an earlier life never come again.
+        let next = armor_core::events::now_ms() << 20 ^ setup.armor.0;
+        let socket = setup.run_dir.join(CLIENT_SOCKET);
+        Ok(AppCommClient { config, socket, table: None, version: 0, early: VecDeque::new(), clients: HashMap::new(), ends: Ends::default(), next })
+    }
+
+    fn operations(operations: &mut Operations<Self>) {
+        operations
+            .on(Self::table)
+            .on(Self::server_info)
+            .on(Self::connect_reply)
+            .on(Self::replay_connects)
+            .on(Self::replay)
+            .on(Self::data)
+            .on(Self::ack)
+            .on(Self::reset)
+            .emits::<AppServerSubscribe>()
+            .emits::<AppLookupServerInfo>()
+            .emits::<AppServerTableAck>()
+            .emits::<AppClientConnected>()
+            .emits::<AppcommServerConnectRequest>()
+            .emits::<AppcommData>()
+            .emits::<AppcommAck>()
+            .emits::<AppcommReset>();
+    }
+
+    fn start(&mut self, context: &mut Context<'_>) -> Result<(), String> {
+        let listener = HookupListener::bind(&self.socket).map_err(|error| format!("{}: {error}", self.socket.display()))?;
+        listener.serve(self.config.allowed_uids.clone(), context, Self::asked);
+        self.timer(SUBSCRIBE, context);
+        Ok(())
+    }
+
+    fn timer(&mut self, token: u64, context: &mut Context<'_>) {
+        if token == SUBSCRIBE {
+            context.send_to(ArmorId::FTM, AppServerSubscribe { armor: context.armor() });
+            context.timer(if self.table.is_some() { SUBSCRIBED_AGAIN } else { SUBSCRIBE_AGAIN }, SUBSCRIBE);
+            return;
+        }
+        let now = Instant::now();
+        if let Some(client) = self.clients.get_mut(&ConnectionId(token)) {
+            client.port.timeout(now);
+            self.turn(ConnectionId(token), now, context);
+        }
+    }
+
+    fn status(&self) -> serde_json::Value {
+        let connections: Vec<_> = self
+            .clients
+            .iter()
+            .map(|(id, client)| {
+                serde_json::json!({
+                    "id": id.to_string(), "service": client.server.service, "address": SocketAddr::from(client.dialled).to_string(),
+                    "peer": SocketAddr::from(client.name.local).to_string(), "state": client.state, "pid": client.pid,
+                    "sent": client.port.read_bytes, "received": client.port.written_bytes, "incarnation": client.server.incarnation.0,
+                })
+            })
+            .collect();
+        serde_json::json!({ "connections": connections, "table_version": self.version })
+    }
+}
+
+impl AppCommClient {
+    fn asked(&mut self, asked: Asked, context: &mut Context<'_>) {
+        match &asked.request {
+            Request::Connect { addr, nonblocking, .. } => {
+                let (addr, nonblocking) = (*addr, *nonblocking);
+                if self.table.is_some() {
+                    self.connect(addr, nonblocking, asked, context);
+                } else if self.early.len() < MAX_EARLY {
+                    self.early.push_back(asked);
+                } else {
+                    asked.reply.send(&Reply::Connected { errno: libc::EAGAIN, pending: false, name: None }, None);
+                }
+            }
+            Request::Closed { name, .. } | Request::Finished { name, .. } | Request::Aborted { name, .. } => {
+                // The end of file itself says the same on this side; a connect under way has no other way to be told.
+                let id = ConnectionId(name.id);
+                let under_way = matches!(asked.request, Request::Closed { .. } | Request::Aborted { .. });
+                if under_way && self.clients.get(&id).is_some_and(|client| client.waiting.is_some()) {
+                    self.forget(id, context);
+                }
+            }
+            Request::HowEnded { name } => asked.reply.send(&Reply::Ended { errno: self.ends.how(ConnectionId(name.id)) }, None),
+            Request::SetOption { name, level, option, value } => {
+                let errno = self.holder(name).map_or(libc::ENOPROTOOPT, |holder| set_option(holder.as_fd(), *level, *option, value));
+                asked.reply.send(&Reply::Option { errno, value: Vec::new() }, None);
+            }
+            Request::GetOption { name, level, option, length } => {
+                let got = self.holder(name).map_or(Err(libc::ENOPROTOOPT), |holder| get_option(holder.as_fd(), *level, *option, *length));
+                let (errno, value) = got.map_or_else(|errno| (errno, Vec::new()), |value| (0, value));
+                asked.reply.send(&Reply::Option { errno, value }, None);
+            }
+            Request::Register { .. } | Request::Listening { .. } | Request::Unregister { .. } => {
+                asked.reply.send(&Reply::Refused { reason: "this socket serves clients; servers ask at app_comm_server.sock".to_owned() }, None);
+            }
+        }
+    }
+
+    fn holder(&self, name: &Name) -> Option<&OwnedFd> {
+        self.clients.get(&ConnectionId(name.id))?.holder.as_ref()
+    }
+
+    fn connect(&mut self, addr: Endpoint, nonblocking: bool, asked: Asked, context: &mut Context<'_>) {
+        let refuse = |errno: i32| asked.reply.send(&Reply::Connected { errno, pending: false, name: None }, None);
+        let Some(server) = self.table.as_ref().and_then(|table| table.find(addr)).cloned() else {
+            if self.config.closed {
+                refuse(libc::ECONNREFUSED);
+            } else {
+                asked.reply.send(&Reply::Bypass, None);
+            }
+            return;
+        };
+        if self.clients.len() >= self.config.max_connections {
+            context.event(Event::new("connect-refused").with("service", &server.service).with("reason", "max_connections"));
+            return refuse(libc::EAGAIN);
+        }
+        let local = local_address(asked.socket.as_ref(), addr);
+        self.next = self.next.wrapping_add(1).max(1);
+        let id = ConnectionId(self.next);
+        let name = Name { role: Role::Client, id: id.0, local, peer: addr };
+        let made = client_pair(&name).and_then(|pair| {
+            let pending = nonblocking.then(|| pair.pend()).transpose()?;
+            Ok((ApplicationSocket::new(pair.own)?, pair.application, pending))
+        });
+        let (own, application, pending) = match made {
+            Ok(made) => made,
+            Err(error) => {
+                context.event(Event::new("connect-refused").with("service", &server.service).with("reason", &error));
+                return refuse(error.raw_os_error().unwrap_or(libc::ECONNREFUSED));
+            }
+        };
+        let now = Instant::now();
+        let config = connection_config(self.config.window_bytes, self.config.log_bytes, server.deadline_ms, crate::operations::OnDivergence::Reset);
+        let mut port = Port::new(ClientEnd::new(id, config, policy(server.policy), now));
+        port.attach(own);
+        let waiting = match pending {
+            Some(pending) => {
+                asked.reply.send(&Reply::Connected { errno: 0, pending: true, name: Some(name) }, Some(application.as_fd()));
+                Waiting::Polling(pending)
+            }
+            None => Waiting::Blocked { asker: asked.reply, application },
+        };
+        let client = Client { port, name, server, dialled: addr, holder: asked.socket, waiting: Some(waiting), looked_up: false, state: "connecting", pid: asked.pid };
+        self.clients.insert(id, client);
+        self.turn(id, now, context);
+    }
+
+    fn table(&mut self, table: &AppServerTable, context: &mut Context<'_>) {
+        if table.version >= self.version || self.table.is_none() {
+            self.version = table.version;
+            self.table = Some(ServerTable::new(table.rows.clone(), table.node_addresses.clone()));
+        }
+        context.send_to(ArmorId::FTM, AppServerTableAck { version: table.version, armor: context.armor() });
+        for early in std::mem::take(&mut self.early) {
+            self.asked(early, context);
+        }
+    }
+
+    /// The FTM's word on where a server is now (thesis §4.2.1): asked for when the ARMOR that we knew refuses.
+    fn server_info(&mut self, info: &AppServerInfo, context: &mut Context<'_>) {
+        let id = ConnectionId(info.request);
+        let Some(client) = self.clients.get_mut(&id) else { return };
+        match &info.row {
+            // It has moved: the connect request that is repeated by timer finds it there.
+            Some(row) if (row.armor, row.incarnation) != (client.server.armor, client.server.incarnation) => client.server = row.clone(),
+            _ => self.refused(id, libc::ECONNREFUSED, context),
+        }
+    }
+
+    fn connect_reply(&mut self, reply: &AppcommConnectReply, context: &mut Context<'_>) {
+        let source = context.source();
+        let id = reply.reply.connection;
+        if reply.reply.errno == libc::ECONNREFUSED
+            && let Some(client) = self.clients.get_mut(&id).filter(|client| client.waiting.is_some() && !client.looked_up)
+        {
+            // Perhaps the table is older than the server: the FTM knows best.
+            client.looked_up = true;
+            context.send_to(ArmorId::FTM, AppLookupServerInfo { address: client.dialled, asker: context.armor(), request: id.0 });
+            return;
+        }
+        self.with(id, context, |client, now| {
+            if reply.reply.errno == 0 {
+                client.server.armor = source;
+            }
+            let _ = client.port.end.handle_connect_reply(&reply.reply, now);
+        });
+    }
+
+    /// The server is back (thesis §4.5.1): connect requests are replayed, to the ARMOR that oversees it now.
+    fn replay_connects(&mut self, asked: &AppcommReplayConnect, context: &mut Context<'_>) {
+        for &id in &asked.connections {
+            let known = self.clients.contains_key(&id);
+            if !known {
+                let row = ClientRow { connection: id, armor: context.armor() };
+                context.send_to(ArmorId::FTM, AppClientConnected { address: asked.address, client: row, connected: false });
+            }
+            self.with(id, context, |client, now| {
+                client.server.armor = asked.server;
+                client.server.incarnation = asked.incarnation;
+                client.state = "recovering";
+                client.port.end.replay(asked.incarnation, now);
+            });
+        }
+    }
+
+    fn replay(&mut self, asked: &AppcommReplay, context: &mut Context<'_>) {
+        let Replay { connection, .. } = asked.replay;
+        self.with(connection, context, |client, now| {
+            client.state = "recovering";
+            let _ = client.port.end.handle_replay(&asked.replay, now);
+        });
+    }
+
+    fn data(&mut self, data: &AppcommData, context: &mut Context<'_>) {
+        if data.data.direction != Direction::S2c {
+            return;
+        }
+        let payload = context.message().map(|message| message.payload.clone()).unwrap_or_default();
+        let known = self.with(data.data.connection, context, |client, now| {
+            let _ = client.port.end.handle_data(&data.data, payload, now);
+        });
+        if !known {
+            crate::endpoints::answer_unknown(data.data.connection, data.data.incarnation, context);
+        }
+    }
+
+    fn ack(&mut self, ack: &AppcommAck, context: &mut Context<'_>) {
+        if ack.ack.direction == Direction::C2s {
+            self.with(ack.ack.connection, context, |client, now| {
+                let _ = client.port.end.handle_ack(&ack.ack, now);
+            });
+        }
+    }
+
+    fn reset(&mut self, reset: &AppcommReset, context: &mut Context<'_>) {
+        self.with(reset.reset.connection, context, |client, now| {
+            let _ = client.port.end.handle_reset(&reset.reset, now);
+        });
+    }
+
+    fn with(&mut self, id: ConnectionId, context: &mut Context<'_>, work: impl FnOnce(&mut Client, Instant)) -> bool {
+        let now = Instant::now();
+        let Some(client) = self.clients.get_mut(&id) else { return false };
+        work(client, now);
+        self.turn(id, now, context);
+        true
+    }
+
+    fn readable(&mut self, id: ConnectionId, context: &mut Context<'_>) -> Read {
+        let now = Instant::now();
+        let Some(client) = self.clients.get_mut(&id) else { return Read::Finished };
+        let (read, ending) = client.port.read(now);
+        if let Some(ending) = ending {
+            client.port.read_done = true;
+            // A client that nobody supervises ends as TCP would let it end.
+            match ending {
+                Ending::Half => client.port.end.app_eof(now),
+                Ending::Gone => client.port.end.app_closed(now),
+                Ending::Reset => client.port.end.app_reset(now),
+            }
+        }
+        self.turn(id, now, context);
+        read
+    }
+
+    fn turn(&mut self, id: ConnectionId, now: Instant, context: &mut Context<'_>) {
+        let Some(client) = self.clients.get_mut(&id) else { return };
+        let turn = client.port.turn(now);
+        self.carry_out(id, turn, context);
+    }
+
+    fn carry_out(&mut self, id: ConnectionId, turn: Turn, context: &mut Context<'_>) {
+        let Some(client) = self.clients.get_mut(&id) else { return };
+        let to = client.server.armor;
+        for (record, payload) in turn.records {
+            let message = match record {
+                Record::ConnectRequest(request) => {
+                    let (address, client_address, dialled) = (client.server.address, client.name.local, client.dialled);
+                    Message::to(to, AppcommServerConnectRequest { address, client: context.armor(), client_address, dialled, request })
+                }
+                Record::Data(data) => Message::to(to, AppcommData { data }).with_payload(payload),
+                Record::Ack(ack) => Message::to(to, AppcommAck { ack }),
+                Record::Reset(reset) => Message::to(to, AppcommReset { reset }),
+                Record::ConnectReply(reply) => Message::to(to, AppcommConnectReply { reply }),
+                Record::Replay(replay) => Message::to(to, AppcommReplay { replay }),
+            };
+            context.send(message);
+        }
+        if let Some(due) = turn.arm {
+            context.timer(due.saturating_duration_since(Instant::now()), id.0);
+        }
+        if turn.wait_writable
+            && let Some(socket) = &client.port.socket
+        {
+            let (watch, handle) = (socket.watch(), context.handle::<Self>());
+            context.spawn(async move {
+                watch.writable().await;
+                handle.call(|element, context| {
+                    element.with(id, context, |client, _| client.port.writable());
+                });
+            });
+        }
+        if let Some(reason) = turn.reset {
+            self.ends.remember_reset(id);
+            context.event(Event::new("connection-reset").with("connection", id).with("service", &client.server.service).with("reason", format!("{reason:?}")));
+            client.port.socket = None;
+        }
+        for event in turn.events {
+            self.report(id, event, context);
+        }
+    }
+
+    fn report(&mut self, id: ConnectionId, event: EndEvent, context: &mut Context<'_>) {
+        let Some(client) = self.clients.get_mut(&id) else { return };
+        let told = |what: &str| Event::new(what).with("connection", id).with("service", &client.server.service);
+        match event {
+            EndEvent::Established { .. } => self.established(id, context),
+            EndEvent::Refused { errno } => self.refused(id, errno, context),
+            EndEvent::Reconnecting { .. } => client.state = "recovering",
+            EndEvent::Reconnected { replayed, .. } => {
+                context.event(told("connection-recovered").with("replayed_bytes", replayed));
+                client.state = "established";
+            }
+            EndEvent::LogOverflow { bytes } => context.event(told("replay-lost").with("log_bytes", bytes)),
+            EndEvent::ReplayRegained => context.event(told("replay-regained")),
+            EndEvent::MarkRefused(mark) => context.event(told("mark-refused").with("mark", format!("{mark:?}"))),
+            EndEvent::Diverged(how) => context.event(told("connection-diverged").with("how", format!("{how:?}"))),
+            EndEvent::Finished => client.state = "finished",
+            EndEvent::Reset(reason) => {
+                client.state = "reset";
+                if client.waiting.is_some() {
+                    let errno = if reason == armor_proto::connection::ResetReason::Deadline { libc::ETIMEDOUT } else { libc::ECONNREFUSED };
+                    self.refused(id, errno, context);
+                }
+            }
+            EndEvent::Recovered { .. } => {}
+            EndEvent::Drained => self.forget(id, context),
+        }
+    }
+
+    fn established(&mut self, id: ConnectionId, context: &mut Context<'_>) {
+        let Some(client) = self.clients.get_mut(&id) else { return };
+        client.state = "established";
+        let Some(socket) = client.port.socket.clone() else { return };
+        match client.waiting.take() {
+            Some(Waiting::Blocked { asker, application }) => {
+                asker.send(&Reply::Connected { errno: 0, pending: false, name: Some(client.name) }, Some(application.as_fd()));
+            }
+            Some(Waiting::Polling(pending)) => {
+                if let Err(error) = pending.finish(socket.descriptor()) {
+                    context.event(Event::new("connect-refused").with("connection", id).with("reason", error));
+                }
+            }
+            None => return,
+        }
+        let row = ClientRow { connection: id, armor: context.armor() };
+        context.send_to(ArmorId::FTM, AppClientConnected { address: client.server.address, client: row, connected: true });
+        let (watch, handle) = (socket.watch(), context.handle::<Self>());
+        context.spawn(watch.readable(move || handle.call(|element, context| element.readable(id, context))));
+    }
+
+    fn refused(&mut self, id: ConnectionId, errno: i32, context: &mut Context<'_>) {
+        let Some(mut client) = self.clients.remove(&id) else { return };
+        match client.waiting.take() {
+            Some(Waiting::Blocked { asker, .. }) => asker.send(&Reply::Connected { errno, pending: false, name: None }, None),
+            Some(Waiting::Polling(pending)) => pending.fail(errno),
+            None => {}
+        }
+        context.event(Event::new("connect-refused").with("service", &client.server.service).with("errno", errno));
+    }
+
+    fn forget(&mut self, id: ConnectionId, context: &mut Context<'_>) {
+        if let Some(client) = self.clients.remove(&id) {
+            let row = ClientRow { connection: id, armor: context.armor() };
+            context.send_to(ArmorId::FTM, AppClientConnected { address: client.server.address, client: row, connected: false });
+        }
+    }
+}
+
+/// The local address of a client: what its socket is bound to, made true by binding it now when it was not.
+fn local_address(socket: Option<&OwnedFd>, towards: Endpoint) -> Endpoint {
+    let source = Endpoint::new(source_address_for(towards.unmapped()), 0);
+    let source = source.in_family(towards.family()).unwrap_or(source);
+    let Some(socket) = socket else { return source };
+    if let Ok(address) = rustix::net::getsockname(socket) {
+        if let Ok(unix) = rustix::net::SocketAddrUnix::try_from(address.clone())
+            && let Some(Ok(name)) = unix.abstract_name().map(Name::from_bytes)
+        {
+            return name.local;
+        }
+        if let Ok(bound) = SocketAddr::try_from(address)
+            && bound.port() != 0
+        {
+            let ip = if bound.ip().is_unspecified() { source.ip } else { bound.ip() };
+            return Endpoint::new(ip, bound.port());
+        }
+    }
+    let bound = rustix::net::bind(socket, &SocketAddr::from(source)).and_then(|()| rustix::net::getsockname(socket));
+    bound.ok().and_then(|address| SocketAddr::try_from(address).ok()).map_or(source, |address| Endpoint::new(address.ip(), address.port()))
+}

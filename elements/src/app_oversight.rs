@@ -1,0 +1,346 @@
+//! `app_oversight`: launches applications, watches them and starts them again (thesis §3.2.2, Execution ARMOR; §4.5.1).
+//!
+//! Purpose: one supervised process group per application, watched by pidfd, restarted at once when it fails, with a limit
+//! and a growing pause when it fails young. Lives in the daemon or in an Execution ARMOR (thesis §6.3).
+//! Subscribes: `MSG_APP_LAUNCH`, `MSG_APP_STOP`. Emits: `MSG_APP_LAUNCHED`, `MSG_APP_STOPPED`, `MSG_APP_STARTED`, `MSG_APP_FAILED`.
+//! Configuration: `stop_grace_ms` (between SIGTERM and SIGKILL), `max_log_bytes` (an application's log is begun anew at a restart beyond it).
+//!
+//! Invariant: never two lives of an application at once: its whole process group is killed before the next one starts.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use armor_core::context::Context;
+use armor_core::element::{Element, Operations, Setup};
+use armor_core::events::{Event, now_ms};
+use armor_proto::hookup::{ENV_RUN_DIR, ENV_SERVICE, ENV_SHIM_PATH};
+use armor_proto::ids::{ArmorId, Incarnation};
+use rustix::process::{Pid, Signal, kill_process_group};
+use serde::Deserialize;
+
+use crate::operations::{AppFailed, AppLaunch, AppLaunched, AppStarted, AppStop, AppStopped, ApplicationSpec, ApplicationState};
+
+/// Most applications per ARMOR; one more is refused.
+const MAX_APPLICATIONS: usize = 1024;
+/// A program that lived longer than this is restarted without a pause.
+const GROWN_UP: Duration = Duration::from_secs(1);
+/// Longest pause before a restart.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// Configuration.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    stop_grace_ms: u64,
+    max_log_bytes: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config { stop_grace_ms: 3000, max_log_bytes: 16 << 20 }
+    }
+}
+
+struct Application {
+    spec: ApplicationSpec,
+    state: ApplicationState,
+    pid: u32,
+    incarnation: Incarnation,
+    started: Instant,
+    failures: VecDeque<Instant>,
+    restarts: u64,
+    pause: Duration,
+    stopping: Option<ArmorId>,
+    number: u64,
+}
+
+/// The element.
+pub struct AppOversight {
+    config: Config,
+    run_dir: PathBuf,
+    applications: BTreeMap<String, Application>,
+    next_number: u64,
+}
+
+/// Timer tokens: an application's number, and what is due.
+const RESTART: u64 = 0;
+const KILL: u64 = 1;
+
+impl Element for AppOversight {
+    const NAME: &'static str = "app_oversight";
+    const PURPOSE: &'static str = "launches, watches and restarts applications (thesis §3.2.2)";
+    const EXAMPLE: &'static str = "stop_grace_ms = 3000\nmax_log_bytes = 16777216\n";
+    type Config = Config;
+
+    fn new(config: Config, setup: &Setup) -> Result<Self, String> {
+        Ok(AppOversight { config, run_dir: setup.run_dir.clone(), applications: BTreeMap::new(), next_number: 1 })
+    }
+
+    fn operations(operations: &mut Operations<Self>) {
+        operations
+            .on(Self::launch)
+            .on(Self::stop_application)
+            .emits::<AppLaunched>()
+            .emits::<AppStopped>()
+            .emits::<AppStarted>()
+            .emits::<AppFailed>();
+    }
+
+    fn start(&mut self, _: &mut Context<'_>) -> Result<(), String> {
+        // Orphans of an application become children of this process, so that they are seen to end.
+        rustix::process::set_child_subreaper(Some(rustix::process::getpid())).map_err(|error| format!("cannot become subreaper: {error}"))?;
+        let logs = self.run_dir.join("logs");
+        std::fs::create_dir_all(&logs).map_err(|error| format!("{}: {error}", logs.display()))
+    }
+
+    fn timer(&mut self, token: u64, context: &mut Context<'_>) {
+        let Some(name) = self.applications.iter().find(|(_, app)| app.number == token >> 1).map(|(name, _)| name.clone()) else { return };
+        match token & 1 {
+            RESTART => self.begin(&name, context),
+            _ => {
+                if let Some(application) = self.applications.get(&name) {
+                    kill_group(application.pid, Signal::KILL);
+                }
+            }
+        }
+    }
+
+    fn status(&self) -> serde_json::Value {
+        let applications: Vec<_> = self
+            .applications
+            .values()
+            .map(|app| {
+                serde_json::json!({
+                    "name": app.spec.name, "state": app.state, "pid": app.pid, "restarts": app.restarts,
+                    "incarnation": app.incarnation.0, "log": self.log(&app.spec.name), "command": app.spec.command,
+                })
+            })
+            .collect();
+        serde_json::json!({ "applications": applications })
+    }
+
+    fn stop(&mut self, _: &mut Context<'_>) {
+        for application in self.applications.values().filter(|app| app.state == ApplicationState::Running) {
+            kill_group(application.pid, Signal::TERM);
+        }
+        let patience = Instant::now() + Duration::from_millis(self.config.stop_grace_ms);
+        for application in self.applications.values().filter(|app| app.state == ApplicationState::Running) {
+            while group_exists(application.pid) && Instant::now() < patience {
+                reap(application.pid);
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            kill_group(application.pid, Signal::KILL);
+        }
+    }
+}
+
+impl AppOversight {
+    fn log(&self, name: &str) -> PathBuf {
+        self.run_dir.join("logs").join(format!("{name}.log"))
+    }
+
+    fn launch(&mut self, asked: &AppLaunch, context: &mut Context<'_>) {
+        let spec = asked.spec.clone();
+        let name = spec.name.clone();
+        let asker = context.source();
+        let refusal = if name.is_empty() || name.len() > 64 || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte)) {
+            Some(format!("application name {name:?}: 1 to 64 letters, digits, '-', '_' or '.'"))
+        } else if spec.command.is_empty() {
+            Some("the command is empty".to_owned())
+        } else if self.applications.get(&name).is_some_and(|app| matches!(app.state, ApplicationState::Running | ApplicationState::Restarting)) {
+            Some(format!("an application {name:?} is running already; `armor stop {name}` ends it"))
+        } else if self.applications.len() >= MAX_APPLICATIONS && !self.applications.contains_key(&name) {
+            Some(format!("{MAX_APPLICATIONS} applications are supervised here already"))
+        } else {
+            None
+        };
+        if let Some(error) = refusal {
+            context.send_to(asker, AppLaunched { name, pid: 0, error });
+            return;
+        }
+        let number = self.next_number;
+        self.next_number += 1;
+        let incarnation = self.applications.get(&name).map_or(Incarnation(0), |app| app.incarnation);
+        let pause = Duration::from_millis(spec.backoff_ms);
+        let application = Application {
+            spec,
+            state: ApplicationState::Restarting,
+            pid: 0,
+            incarnation,
+            started: Instant::now(),
+            failures: VecDeque::new(),
+            restarts: 0,
+            pause,
+            stopping: None,
+            number,
+        };
+        self.applications.insert(name.clone(), application);
+        match self.spawn(&name, context) {
+            Ok(pid) => context.send_to(asker, AppLaunched { name, pid, error: String::new() }),
+            Err(error) => {
+                self.applications.remove(&name);
+                context.send_to(asker, AppLaunched { name, pid: 0, error });
+            }
+        }
+    }
+
+    /// Starts the next life of an application.
+    fn begin(&mut self, name: &str, context: &mut Context<'_>) {
+        if self.applications.get(name).is_none_or(|app| app.state != ApplicationState::Restarting || app.stopping.is_some()) {
+            return;
+        }
+        if let Err(error) = self.spawn(name, context) {
+            context.event(Event::new("application-not-started").with("service", name).with("reason", &error));
+            self.failed(name, 0, &error, false, now_ms(), context);
+        }
+    }
+
+    fn spawn(&mut self, name: &str, context: &mut Context<'_>) -> Result<u32, String> {
+        let log = self.log(name);
+        let Some(application) = self.applications.get_mut(name) else { return Err("no such application".to_owned()) };
+        let spec = &application.spec;
+        if std::fs::metadata(&log).is_ok_and(|meta| meta.len() > self.config.max_log_bytes) {
+            let _ = std::fs::rename(&log, log.with_extension("log.1"));
+        }
+        let output = std::fs::OpenOptions::new().create(true).append(true).open(&log).map_err(|error| format!("log file {}: {error}", log.display()))?;
+        let errors = output.try_clone().map_err(|error| format!("log file {}: {error}", log.display()))?;
+        let mut command = tokio::process::Command::new(&spec.command[0]);
+        command.args(&spec.command[1..]).envs(&spec.environment).env(ENV_RUN_DIR, &self.run_dir).env(ENV_SERVICE, name);
+        if let Ok(shim) = std::env::var(ENV_SHIM_PATH) {
+            let preload = std::env::var("LD_PRELOAD").ok().filter(|other| !other.is_empty() && *other != shim);
+            command.env("LD_PRELOAD", preload.map_or_else(|| shim.clone(), |other| format!("{other}:{shim}")));
+        }
+        if let Some(directory) = &spec.directory {
+            command.current_dir(directory);
+        }
+        command.stdin(Stdio::null()).stdout(output).stderr(errors).process_group(0);
+        let mut child = command.spawn().map_err(|error| format!("cannot start {:?}: {error}", spec.command[0]))?;
+        let pid = child.id().unwrap_or(0);
+        application.pid = pid;
+        application.incarnation = Incarnation(application.incarnation.0 + 1);
+        application.started = Instant::now();
+        application.state = ApplicationState::Running;
+        let incarnation = application.incarnation;
+        context.event(Event::new("application-started").with("service", name).with("pid", pid).with("incarnation", incarnation.0));
+        context.send_to(context.armor(), AppStarted { spec: application.spec.clone(), pid, incarnation });
+        let handle = context.handle::<Self>();
+        let name = name.to_owned();
+        context.spawn(async move {
+            let status = child.wait().await;
+            handle.call(|element, context| {
+                let (how, orderly) = match status {
+                    Ok(status) => (status.to_string(), status.success()),
+                    Err(error) => (error.to_string(), false),
+                };
+                element.ended(&name, pid, &how, orderly, context);
+            });
+        });
+        Ok(pid)
+    }
+
+    fn ended(&mut self, name: &str, pid: u32, how: &str, orderly: bool, context: &mut Context<'_>) {
+        // What the dead process left behind in its group must not hold the address or the files of the next life.
+        kill_group(pid, Signal::KILL);
+        self.failed(name, pid, how, orderly, now_ms(), context);
+    }
+
+    fn failed(&mut self, name: &str, pid: u32, how: &str, orderly: bool, at_ms: u64, context: &mut Context<'_>) {
+        let Some(application) = self.applications.get_mut(name).filter(|app| app.pid == pid || pid == 0) else { return };
+        let now = Instant::now();
+        let window = Duration::from_secs(application.spec.restart_window_s);
+        let stopping = application.stopping.take();
+        let mut restarting = false;
+        if stopping.is_some() || orderly {
+            application.state = ApplicationState::Ended;
+        } else {
+            application.failures.push_back(now);
+            while application.failures.front().is_some_and(|first| now.duration_since(*first) > window) {
+                application.failures.pop_front();
+            }
+            restarting = application.failures.len() <= application.spec.restart_limit as usize;
+            application.state = if restarting { ApplicationState::Restarting } else { ApplicationState::GivenUp };
+        }
+        let failure = AppFailed {
+            name: name.to_owned(),
+            pid,
+            incarnation: application.incarnation,
+            how: how.to_owned(),
+            orderly: orderly || stopping.is_some(),
+            restarting,
+            failed_at_ms: at_ms,
+        };
+        let what = match application.state {
+            ApplicationState::Ended => "application-ended",
+            ApplicationState::GivenUp => "application-given-up",
+            _ => "application-failed",
+        };
+        context.event(Event::new(what).with("service", name).with("pid", pid).with("how", how));
+        context.send_to(context.armor(), failure);
+        if let Some(asker) = stopping {
+            context.send_to(asker, AppStopped { name: name.to_owned(), error: String::new() });
+        }
+        if restarting {
+            application.restarts += 1;
+            let young = pid == 0 || now.duration_since(application.started) < GROWN_UP;
+            // The first failure never waits: most crashes are not a crash at start-up.
+            let pause = if young && application.failures.len() > 1 { application.pause } else { Duration::ZERO };
+            application.pause = if young && application.failures.len() > 1 {
+                (application.pause * 2).min(LONGEST_PAUSE)
+            } else {
+                Duration::from_millis(application.spec.backoff_ms)
+            };
+            if pause.is_zero() {
+                self.begin(name, context);
+            } else {
+                context.timer(pause, application.number << 1 | RESTART);
+            }
+        }
+    }
+
+    fn stop_application(&mut self, asked: &AppStop, context: &mut Context<'_>) {
+        let asker = context.source();
+        let name = asked.name.clone();
+        match self.applications.get_mut(&name) {
+            Some(application) if application.state == ApplicationState::Running => {
+                application.stopping = Some(asker);
+                kill_group(application.pid, Signal::TERM);
+                context.timer(Duration::from_millis(self.config.stop_grace_ms), application.number << 1 | KILL);
+            }
+            Some(application) if application.state == ApplicationState::Restarting => {
+                application.state = ApplicationState::Ended;
+                let (pid, incarnation) = (application.pid, application.incarnation);
+                let how = "stopped".to_owned();
+                let ended = AppFailed { name: name.clone(), pid, incarnation, how, orderly: true, restarting: false, failed_at_ms: now_ms() };
+                context.send_to(context.armor(), ended);
+                context.send_to(asker, AppStopped { name, error: String::new() });
+            }
+            Some(_) => context.send_to(asker, AppStopped { name, error: String::new() }),
+            None => {
+                let error = format!("no application {name:?} is supervised here; `armor status` lists them");
+                context.send_to(asker, AppStopped { name, error });
+            }
+        }
+    }
+}
+
+fn pid_of(pid: u32) -> Option<Pid> {
+    i32::try_from(pid).ok().and_then(Pid::from_raw)
+}
+
+fn kill_group(pid: u32, signal: Signal) {
+    if let Some(group) = pid_of(pid) {
+        let _ = kill_process_group(group, signal);
+    }
+}
+
+fn group_exists(pid: u32) -> bool {
+    pid_of(pid).is_some_and(|group| rustix::process::test_kill_process_group(group).is_ok())
+}
+
+fn reap(pid: u32) {
+    if let Some(group) = pid_of(pid) {
+        let _ = rustix::process::waitpgid(group, rustix::process::WaitOptions::NOHANG);
+    }
+}

@@ -1,0 +1,330 @@
+//! `APP_SERVER_DB`: the run-time table of all servers in the network, part of the FTM (thesis §4.2.3).
+//!
+//! Purpose: maps the address that a server bound to the ARMOR that oversees it, remembers each server's clients, and knows a
+//! server in its recovery phase by the address that it binds again (thesis §4.5.1).
+//! Subscribes: `MSG_APP_REGISTER_SERVER`, `MSG_APP_UNREGISTER_SERVER`, `MSG_APP_LOOKUP_SERVER_INFO`, `MSG_APP_SERVER_SUBSCRIBE`,
+//! `MSG_APP_SERVER_TABLE_ACK`, `MSG_APP_CLIENT_CONNECTED`, `MSG_DAEMON_REGISTER`.
+//! Emits: `MSG_APP_SERVER_REGISTERED`, `MSG_APP_SERVER_INFO`, `MSG_APP_SERVER_TABLE`.
+//! Configuration: `max_servers`, `max_clients_per_server`, `table_wait_ms` (how long a bind waits for daemons to learn of it).
+//!
+//! Invariant: a bind that succeeds is known to every daemon that answers in time, so a client that is started after it finds the server.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use armor_core::context::Context;
+use armor_core::element::{Element, Operations, Setup};
+use armor_core::events::Event;
+use armor_proto::hookup::Endpoint;
+use armor_proto::ids::{ArmorId, ConnectionId, Incarnation};
+use armor_proto::message::Message;
+use serde::{Deserialize, Serialize};
+
+use crate::endpoints::ServerTable;
+use crate::operations::{
+    AppClientConnected, AppLookupServerInfo, AppRegisterServer, AppServerInfo, AppServerRegistered, AppServerSubscribe, AppServerTable,
+    AppServerTableAck, AppUnregisterServer, ClientRow, DaemonRegister, ServerRow,
+};
+
+/// Configuration.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    max_servers: usize,
+    max_clients_per_server: usize,
+    table_wait_ms: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config { max_servers: 65_536, max_clients_per_server: 65_536, table_wait_ms: 1000 }
+    }
+}
+
+#[derive(Default, Serialize, Deserialize)]
+struct State {
+    servers: BTreeMap<Endpoint, Server>,
+    node_addresses: BTreeSet<IpAddr>,
+    subscribers: BTreeSet<ArmorId>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Server {
+    row: ServerRow,
+    clients: BTreeMap<ConnectionId, ArmorId>,
+}
+
+/// A bind that waits until the daemons know of it.
+struct WaitingBind {
+    version: u64,
+    missing: BTreeSet<ArmorId>,
+    to: ArmorId,
+    answer: AppServerRegistered,
+}
+
+/// The element.
+pub struct AppServerDb {
+    config: Config,
+    state: State,
+    version: u64,
+    waiting: Vec<WaitingBind>,
+}
+
+impl Element for AppServerDb {
+    const NAME: &'static str = "APP_SERVER_DB";
+    const PURPOSE: &'static str = "run-time table of the servers in the network and of their clients (thesis §4.2.3)";
+    const EXAMPLE: &'static str = "max_servers = 65536\nmax_clients_per_server = 65536\ntable_wait_ms = 1000\n";
+    type Config = Config;
+
+    fn new(config: Config, _: &Setup) -> Result<Self, String> {
+        Ok(AppServerDb { config, state: State::default(), version: 0, waiting: Vec::new() })
+    }
+
+    fn operations(operations: &mut Operations<Self>) {
+        operations
+            .on(Self::register)
+            .on(Self::unregister)
+            .on(Self::look_up)
+            .on(Self::subscribe)
+            .on(Self::table_known)
+            .on(Self::client)
+            .on(Self::daemon)
+            .emits::<AppServerRegistered>()
+            .emits::<AppServerInfo>()
+            .emits::<AppServerTable>();
+    }
+
+    fn timer(&mut self, version: u64, context: &mut Context<'_>) {
+        // Whoever has not answered by now learns of the server when it answers again; the bind goes on.
+        for waiting in self.waiting.iter_mut().filter(|waiting| waiting.version <= version) {
+            for armor in std::mem::take(&mut waiting.missing) {
+                context.event(Event::new("server-table-late").with("armor", armor));
+            }
+        }
+        self.answer_binds(context);
+    }
+
+    fn capture(&self) -> Option<Vec<u8>> {
+        rmp_serde::to_vec(&self.state).ok()
+    }
+
+    fn restore(&mut self, state: &[u8]) -> Result<(), String> {
+        self.state = rmp_serde::from_slice(state).map_err(|error| error.to_string())?;
+        Ok(())
+    }
+
+    fn status(&self) -> serde_json::Value {
+        let servers: Vec<_> = self
+            .state
+            .servers
+            .values()
+            .map(|server| {
+                serde_json::json!({
+                    "address": std::net::SocketAddr::from(server.row.address).to_string(), "service": server.row.service,
+                    "armor": server.row.armor.to_string(), "incarnation": server.row.incarnation.0, "policy": server.row.policy,
+                    "clients": server.clients.len(),
+                })
+            })
+            .collect();
+        serde_json::json!({ "servers": servers, "subscribers": self.state.subscribers.len(), "node_addresses": self.state.node_addresses })
+    }
+}
+
+impl AppServerDb {
+    fn register(&mut self, asked: &AppRegisterServer, context: &mut Context<'_>) {
+        let mut row = asked.row.clone();
+        row.address = row.address.unmapped();
+        let mut answer =
+            AppServerRegistered { address: asked.row.address, request: asked.request, errno: 0, incarnation: row.incarnation, clients: Vec::new() };
+        let full = self.state.servers.len() >= self.config.max_servers;
+        match self.state.servers.get_mut(&row.address) {
+            Some(known) if known.row.service != row.service => answer.errno = libc::EADDRINUSE,
+            // One process that binds the address twice (SO_REUSEPORT): the same life of the same server.
+            Some(known) if known.row.armor == row.armor && known.row.incarnation == row.incarnation => {}
+            Some(known) => {
+                row.incarnation = Incarnation(row.incarnation.0.max(known.row.incarnation.0 + 1));
+                answer.incarnation = row.incarnation;
+                answer.clients = known.clients.iter().map(|(&connection, &armor)| ClientRow { connection, armor }).collect();
+                let recovered = Event::new("server-recognised")
+                    .with("service", &row.service)
+                    .with("incarnation", row.incarnation.0)
+                    .with("clients", answer.clients.len());
+                context.event(recovered);
+                known.row = row;
+            }
+            None if full => {
+                context.event(Event::new("server-refused").with("service", &row.service).with("reason", "the table is full (max_servers)"));
+                answer.errno = libc::ENOBUFS;
+            }
+            None => {
+                self.state.servers.insert(row.address, Server { row, clients: BTreeMap::new() });
+            }
+        }
+        if answer.errno != 0 {
+            context.send_reliable(Message::to(asked.row.armor, answer));
+            return;
+        }
+        context.state_changed();
+        self.publish(context);
+        self.waiting.push(WaitingBind { version: self.version, missing: self.state.subscribers.clone(), to: asked.row.armor, answer });
+        context.timer(Duration::from_millis(self.config.table_wait_ms), self.version);
+        self.answer_binds(context);
+    }
+
+    fn answer_binds(&mut self, context: &mut Context<'_>) {
+        for ready in self.waiting.extract_if(.., |waiting| waiting.missing.is_empty()) {
+            context.send_reliable(Message::to(ready.to, ready.answer));
+        }
+    }
+
+    fn unregister(&mut self, gone: &AppUnregisterServer, context: &mut Context<'_>) {
+        let address = gone.address.unmapped();
+        if self.state.servers.get(&address).is_some_and(|server| server.row.armor == gone.armor) {
+            self.state.servers.remove(&address);
+            context.state_changed();
+            self.publish(context);
+        }
+    }
+
+    fn look_up(&mut self, asked: &AppLookupServerInfo, context: &mut Context<'_>) {
+        let row = self.table().find(asked.address).cloned();
+        context.send_to(asked.asker, AppServerInfo { address: asked.address, request: asked.request, row });
+    }
+
+    fn table(&self) -> ServerTable {
+        let rows = self.state.servers.values().map(|server| server.row.clone()).collect();
+        ServerTable::new(rows, self.state.node_addresses.iter().copied().collect())
+    }
+
+    fn publish(&mut self, context: &mut Context<'_>) {
+        self.version += 1;
+        for &subscriber in &self.state.subscribers {
+            self.tell(subscriber, context);
+        }
+    }
+
+    fn tell(&self, subscriber: ArmorId, context: &mut Context<'_>) {
+        let rows = self.state.servers.values().map(|server| server.row.clone()).collect();
+        let node_addresses = self.state.node_addresses.iter().copied().collect();
+        context.send_to(subscriber, AppServerTable { version: self.version, rows, node_addresses });
+    }
+
+    fn subscribe(&mut self, asked: &AppServerSubscribe, context: &mut Context<'_>) {
+        if self.state.subscribers.insert(asked.armor) {
+            context.state_changed();
+        }
+        self.tell(asked.armor, context);
+    }
+
+    fn table_known(&mut self, known: &AppServerTableAck, context: &mut Context<'_>) {
+        for waiting in self.waiting.iter_mut().filter(|waiting| waiting.version <= known.version) {
+            waiting.missing.remove(&known.armor);
+        }
+        self.answer_binds(context);
+    }
+
+    fn client(&mut self, change: &AppClientConnected, context: &mut Context<'_>) {
+        let Some(server) = self.state.servers.get_mut(&change.address.unmapped()) else { return };
+        if !change.connected {
+            server.clients.remove(&change.client.connection);
+        } else if server.clients.len() < self.config.max_clients_per_server {
+            server.clients.insert(change.client.connection, change.client.armor);
+        } else {
+            let refused = Event::new("client-not-remembered").with("service", &server.row.service).with("reason", "max_clients_per_server");
+            context.event(refused);
+        }
+    }
+
+    fn daemon(&mut self, daemon: &DaemonRegister, context: &mut Context<'_>) {
+        let before = self.state.node_addresses.len();
+        self.state.node_addresses.extend(&daemon.node_addresses);
+        if self.state.node_addresses.len() != before {
+            context.state_changed();
+            self.publish(context);
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::panic)]
+mod tests {
+    use super::*;
+    use crate::operations::Policy;
+    use armor_core::context::{Effect, Effects};
+
+    fn setup() -> Setup {
+        Setup { armor: ArmorId::FTM, name: "ftm".into(), kind: "ftm".into(), run_dir: "/".into() }
+    }
+
+    fn row(service: &str, incarnation: u32) -> ServerRow {
+        ServerRow {
+            address: Endpoint::new([127, 0, 0, 1].into(), 80),
+            armor: ArmorId(7),
+            incarnation: Incarnation(incarnation),
+            service: service.into(),
+            policy: Policy::Request,
+            deadline_ms: 1,
+        }
+    }
+
+    fn registered(effects: &Effects) -> Option<AppServerRegistered> {
+        effects.iter().find_map(|effect| match effect {
+            Effect::SendReliable(message) => {
+                armor_proto::message::downcast(message.top()?.operations.front()?).cloned()
+            }
+            _ => None,
+        })
+    }
+
+    fn register(db: &mut AppServerDb, row: ServerRow) -> Option<AppServerRegistered> {
+        let (setup, mut effects) = (setup(), Effects::new());
+        db.register(&AppRegisterServer { row, request: 1 }, &mut Context::detached(&setup, None, &mut effects));
+        registered(&effects)
+    }
+
+    fn db() -> AppServerDb {
+        let Ok(db) = AppServerDb::new(Config::default(), &setup()) else { panic!("new") };
+        db
+    }
+
+    #[test]
+    fn a_server_that_binds_again_gets_the_clients_that_it_had() {
+        let (setup, mut effects) = (setup(), Effects::new());
+        let mut db = db();
+        assert_eq!(register(&mut db, row("web", 1)).map(|answer| (answer.errno, answer.clients.len())), Some((0, 0)));
+        let client = ClientRow { connection: ConnectionId(3), armor: ArmorId(9) };
+        let connected = AppClientConnected { address: row("web", 1).address, client: client.clone(), connected: true };
+        db.client(&connected, &mut Context::detached(&setup, None, &mut effects));
+        let Some(again) = register(&mut db, row("web", 1 + 1)) else { panic!("answered") };
+        assert_eq!((again.errno, again.incarnation, again.clients), (0, Incarnation(2), vec![client]));
+    }
+
+    #[test]
+    fn an_address_that_another_service_holds_is_in_use() {
+        let mut db = db();
+        register(&mut db, row("web", 1));
+        assert_eq!(register(&mut db, row("other", 1)).map(|answer| answer.errno), Some(libc::EADDRINUSE));
+    }
+
+    #[test]
+    fn a_bind_is_answered_when_every_subscriber_knows_of_it() {
+        let (setup, mut effects) = (setup(), Effects::new());
+        let mut db = db();
+        db.subscribe(&AppServerSubscribe { armor: ArmorId(9) }, &mut Context::detached(&setup, None, &mut effects));
+        assert!(register(&mut db, row("web", 1)).is_none());
+        db.table_known(&AppServerTableAck { version: db.version, armor: ArmorId(9) }, &mut Context::detached(&setup, None, &mut effects));
+        assert!(registered(&effects).is_some());
+    }
+
+    #[test]
+    fn captured_state_comes_back() {
+        let mut db = db();
+        register(&mut db, row("web", 1));
+        let Some(state) = db.capture() else { panic!("captured") };
+        let mut again = self::db();
+        assert_eq!(again.restore(&state), Ok(()));
+        assert_eq!(again.state.servers.len(), 1);
+        assert!(again.restore(b"garbage").is_err());
+    }
+}

@@ -1,0 +1,172 @@
+//! The ARMOR's end of a protected connection: the other end is the application's file descriptor itself.
+//!
+//! Invariant: end of file alone is never taken for an orderly close; [`Ending`] says what the kernel knows.
+
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+
+use bytes::{Bytes, BytesMut};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::Notify;
+
+use super::READ_SIZE;
+
+/// What a read gave.
+#[derive(Debug)]
+pub enum Reading {
+    /// Bytes; `more` when the buffer was filled, so another read may give more at once.
+    Bytes(Bytes, bool),
+    /// Nothing now.
+    Empty,
+    /// No byte will come any more.
+    Ended(Ending),
+}
+
+/// How the stream from the application ended, as far as the kernel knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// `shutdown(SHUT_WR)`: the application still reads.
+    Half,
+    /// Every copy of the application's descriptor is closed: by close(2), or because the process died.
+    Gone,
+    /// Gone, with bytes unread.
+    Reset,
+}
+
+/// The socket.
+#[derive(Debug, Clone)]
+pub struct ApplicationSocket {
+    socket: Rc<AsyncFd<OwnedFd>>,
+    resume: Rc<Notify>,
+}
+
+/// What the watching tasks wait on.
+#[derive(Debug, Clone)]
+pub struct Watch {
+    socket: Rc<AsyncFd<OwnedFd>>,
+    resume: Rc<Notify>,
+}
+
+/// What the reader found, for [`Watch::readable`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Read {
+    /// Read until there was nothing: wait for the kernel.
+    Drained,
+    /// There is more; let others have a turn.
+    More,
+    /// Back-pressure: wait for [`ApplicationSocket::resume`].
+    Paused,
+    /// The socket is done.
+    Finished,
+}
+
+impl ApplicationSocket {
+    /// Takes over a non-blocking socket.
+    ///
+    /// # Errors
+    /// When the event loop cannot watch it.
+    pub fn new(socket: OwnedFd) -> io::Result<ApplicationSocket> {
+        Ok(ApplicationSocket { socket: Rc::new(super::watched::watched(socket)?), resume: Rc::new(Notify::new()) })
+    }
+
+    /// For the tasks that wait.
+    #[must_use]
+    pub fn watch(&self) -> Watch {
+        Watch { socket: Rc::clone(&self.socket), resume: Rc::clone(&self.resume) }
+    }
+
+    /// The descriptor.
+    #[must_use]
+    pub fn descriptor(&self) -> &OwnedFd {
+        self.socket.get_ref()
+    }
+
+    /// Reads up to `most` bytes.
+    #[must_use]
+    pub fn read(&self, buffer: &mut BytesMut, most: usize) -> Reading {
+        let most = most.min(READ_SIZE);
+        if buffer.capacity() < most.min(16 * 1024) {
+            *buffer = BytesMut::with_capacity(READ_SIZE);
+        }
+        let most = most.min(buffer.capacity());
+        buffer.resize(most, 0);
+        loop {
+            return match rustix::io::read(self.socket.get_ref(), &mut buffer[..most]) {
+                Ok(0) => Reading::Ended(if self.hung_up() { Ending::Gone } else { Ending::Half }),
+                Ok(length) => {
+                    let bytes = buffer.split_to(length).freeze();
+                    buffer.clear();
+                    Reading::Bytes(bytes, length == most)
+                }
+                Err(Errno::AGAIN) => Reading::Empty,
+                Err(Errno::INTR) => continue,
+                Err(Errno::CONNRESET) => Reading::Ended(Ending::Reset),
+                Err(_) => Reading::Ended(Ending::Gone),
+            };
+        }
+    }
+
+    /// Writes; the number of bytes taken, 0 when the application's buffer is full.
+    ///
+    /// # Errors
+    /// `EPIPE`, `ECONNRESET`: the application is gone.
+    pub fn write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        loop {
+            return match rustix::net::sendmsg(
+                self.socket.get_ref(),
+                slices,
+                &mut rustix::net::SendAncillaryBuffer::default(),
+                rustix::net::SendFlags::NOSIGNAL | rustix::net::SendFlags::DONTWAIT,
+            ) {
+                Ok(written) => Ok(written),
+                Err(Errno::AGAIN) => Ok(0),
+                Err(Errno::INTR) => continue,
+                Err(error) => Err(error.into()),
+            };
+        }
+    }
+
+    /// Tells the application that no more bytes come: it reads end of file.
+    pub fn finish(&self) {
+        let _ = rustix::net::shutdown(self.socket.get_ref(), rustix::net::Shutdown::Write);
+    }
+
+    /// Wakes the reading task after back-pressure.
+    pub fn resume(&self) {
+        self.resume.notify_one();
+    }
+
+    /// Whether the application has read or lost everything: both directions are shut at its side.
+    #[must_use]
+    pub fn hung_up(&self) -> bool {
+        let socket = self.socket.get_ref().as_fd();
+        let mut fds = [PollFd::from_borrowed_fd(socket, PollFlags::IN)];
+        let now = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut fds, Some(&now)).is_ok() && fds[0].revents().contains(PollFlags::HUP)
+    }
+}
+
+impl Watch {
+    /// Calls `read` whenever there may be something to read, until it says [`Read::Finished`] or `None`.
+    pub async fn readable(self, mut read: impl FnMut() -> Option<Read>) {
+        loop {
+            let Ok(mut ready) = self.socket.readable().await else { return };
+            match read() {
+                Some(Read::Drained) => ready.clear_ready(),
+                Some(Read::More) => tokio::task::yield_now().await,
+                Some(Read::Paused) => self.resume.notified().await,
+                Some(Read::Finished) | None => return,
+            }
+        }
+    }
+
+    /// Waits until the application's buffer may have room.
+    pub async fn writable(self) {
+        if let Ok(mut ready) = self.socket.writable().await {
+            ready.clear_ready();
+        }
+    }
+}

@@ -1,0 +1,24 @@
+//! Sockets towards applications: where they ask to be hooked up (thesis §4.2: the message queues) and where their bytes flow
+//! (thesis §4.2: the named pipes), in today's form.
+
+mod application_socket;
+mod ends;
+mod hookup_listener;
+mod named_sockets;
+mod port;
+mod process_fate;
+mod server_table;
+mod socket_options;
+mod watched;
+
+pub use application_socket::{ApplicationSocket, Ending, Read, Reading, Watch};
+pub use ends::{Ends, answer_unknown, connection_config, policy};
+pub use hookup_listener::{Asked, HookupListener, ReplyTo};
+pub use named_sockets::{ClientPair, Pending, client_pair, dial, listener_is_gone, source_address_for};
+pub use port::{End, Port, Turn};
+pub use process_fate::watch_process;
+pub use server_table::ServerTable;
+pub use socket_options::{get_option, set_option};
+
+/// Reads of an application's socket are made into buffers of this size.
+pub const READ_SIZE: usize = 128 * 1024;

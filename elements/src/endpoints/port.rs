@@ -1,0 +1,250 @@
+//! A protected connection's end joined to the application's socket: the loop that carries bytes between the two.
+//!
+//! Invariant: nothing is read while the end has no room (back-pressure), nothing is written while the application has none.
+
+use std::io::IoSlice;
+use std::time::Instant;
+
+use armor_proto::connection::{AppAction, ClientEnd, Event as EndEvent, Record, ResetReason, ServerEnd};
+use bytes::{Bytes, BytesMut};
+
+use super::application_socket::{ApplicationSocket, Ending, Read, Reading};
+
+/// Most reads from one application before others have a turn.
+const READS_PER_TURN: usize = 8;
+/// Most slices in one write.
+const SLICES: usize = 32;
+
+/// What the two ends of a connection have in common.
+pub trait End {
+    /// See `ClientEnd::app_read`.
+    fn app_read(&mut self, bytes: Bytes, now: Instant);
+    /// See `ClientEnd::app_eof`.
+    fn app_eof(&mut self, now: Instant);
+    /// See `ClientEnd::app_closed`.
+    fn app_closed(&mut self, now: Instant);
+    /// See `ClientEnd::app_reset`.
+    fn app_reset(&mut self, now: Instant);
+    /// See `ClientEnd::app_wrote`.
+    fn app_wrote(&mut self, count: usize, now: Instant);
+    /// See `ClientEnd::app_slices`.
+    fn app_slices<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize;
+    /// See `ClientEnd::read_capacity`.
+    fn read_capacity(&self) -> usize;
+    /// See `ClientEnd::poll_transmit`.
+    fn poll_transmit(&mut self, now: Instant) -> Option<(Record, Bytes)>;
+    /// See `ClientEnd::poll_app`.
+    fn poll_app(&mut self, now: Instant) -> Option<AppAction>;
+    /// See `ClientEnd::poll_event`.
+    fn poll_event(&mut self) -> Option<EndEvent>;
+    /// See `ClientEnd::poll_timeout`.
+    fn poll_timeout(&self) -> Option<Instant>;
+    /// See `ClientEnd::handle_timeout`.
+    fn handle_timeout(&mut self, now: Instant);
+}
+
+macro_rules! end {
+    ($end:ty) => {
+        impl End for $end {
+            fn app_read(&mut self, bytes: Bytes, now: Instant) {
+                <$end>::app_read(self, bytes, now);
+            }
+            fn app_eof(&mut self, now: Instant) {
+                <$end>::app_eof(self, now);
+            }
+            fn app_closed(&mut self, now: Instant) {
+                <$end>::app_closed(self, now);
+            }
+            fn app_reset(&mut self, now: Instant) {
+                <$end>::app_reset(self, now);
+            }
+            fn app_wrote(&mut self, count: usize, now: Instant) {
+                <$end>::app_wrote(self, count, now);
+            }
+            fn app_slices<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
+                <$end>::app_slices(self, slices)
+            }
+            fn read_capacity(&self) -> usize {
+                <$end>::read_capacity(self)
+            }
+            fn poll_transmit(&mut self, now: Instant) -> Option<(Record, Bytes)> {
+                <$end>::poll_transmit(self, now)
+            }
+            fn poll_app(&mut self, now: Instant) -> Option<AppAction> {
+                <$end>::poll_app(self, now)
+            }
+            fn poll_event(&mut self) -> Option<EndEvent> {
+                <$end>::poll_event(self)
+            }
+            fn poll_timeout(&self) -> Option<Instant> {
+                <$end>::poll_timeout(self)
+            }
+            fn handle_timeout(&mut self, now: Instant) {
+                <$end>::handle_timeout(self, now);
+            }
+        }
+    };
+}
+
+end!(ClientEnd);
+end!(ServerEnd);
+
+/// What a turn of the loop asks of the element.
+#[derive(Debug, Default)]
+pub struct Turn {
+    /// Records for the other end.
+    pub records: Vec<(Record, Bytes)>,
+    /// What the end reports.
+    pub events: Vec<EndEvent>,
+    /// The application must see a reset: remember it, then drop the socket.
+    pub reset: Option<ResetReason>,
+    /// The application's buffer is full: call again when it is writable.
+    pub wait_writable: bool,
+    /// When `handle_timeout` is due, if earlier than what was armed before.
+    pub arm: Option<Instant>,
+}
+
+/// An end and its socket.
+pub struct Port<E> {
+    /// The state machine.
+    pub end: E,
+    /// The ARMOR's end of the application's socket, while there is one.
+    pub socket: Option<ApplicationSocket>,
+    /// The stream from the application has ended; nothing is read any more.
+    pub read_done: bool,
+    buffer: BytesMut,
+    blocked: bool,
+    paused: bool,
+    armed: Option<Instant>,
+    /// Bytes read from the application.
+    pub read_bytes: u64,
+    /// Bytes written to the application.
+    pub written_bytes: u64,
+}
+
+impl<E: End> Port<E> {
+    /// An end that has no socket yet.
+    pub fn new(end: E) -> Port<E> {
+        Port { end, socket: None, read_done: false, buffer: BytesMut::new(), blocked: false, paused: false, armed: None, read_bytes: 0, written_bytes: 0 }
+    }
+
+    /// Joins a socket to the end.
+    pub fn attach(&mut self, socket: ApplicationSocket) {
+        self.socket = Some(socket);
+        self.read_done = false;
+        self.blocked = false;
+        self.paused = false;
+    }
+
+    /// Reads what the application has written. The ending is the element's to judge.
+    pub fn read(&mut self, now: Instant) -> (Read, Option<Ending>) {
+        let Some(socket) = self.socket.as_ref().filter(|_| !self.read_done) else { return (Read::Finished, None) };
+        for _ in 0..READS_PER_TURN {
+            let room = self.end.read_capacity();
+            if room == 0 {
+                self.paused = true;
+                return (Read::Paused, None);
+            }
+            match socket.read(&mut self.buffer, room) {
+                Reading::Bytes(bytes, more) => {
+                    self.read_bytes += bytes.len() as u64;
+                    self.end.app_read(bytes, now);
+                    if !more {
+                        return (Read::Drained, None);
+                    }
+                }
+                Reading::Empty => return (Read::Drained, None),
+                Reading::Ended(ending) => return (Read::Finished, Some(ending)),
+            }
+        }
+        (Read::More, None)
+    }
+
+    /// Reads all that is left in the socket of a process that has died, window or not.
+    pub fn drain_dead(&mut self, now: Instant) {
+        let Some(socket) = self.socket.take().filter(|_| !self.read_done) else { return };
+        while let Reading::Bytes(bytes, _) = socket.read(&mut self.buffer, super::READ_SIZE) {
+            self.read_bytes += bytes.len() as u64;
+            self.end.app_read(bytes, now);
+        }
+    }
+
+    /// The application's buffer has room again.
+    pub fn writable(&mut self) {
+        self.blocked = false;
+    }
+
+    /// Lets the end act until it has nothing more to do.
+    pub fn turn(&mut self, now: Instant) -> Turn {
+        let mut turn = Turn::default();
+        loop {
+            while let Some(sent) = self.end.poll_transmit(now) {
+                turn.records.push(sent);
+            }
+            if self.blocked || self.socket.is_none() {
+                // A reset must get through whether or not there is room or a socket.
+                if self.socket.is_none()
+                    && let Some(AppAction::Reset(reason)) = self.end.poll_app(now)
+                {
+                    turn.reset = Some(reason);
+                }
+                break;
+            }
+            match self.end.poll_app(now) {
+                Some(AppAction::Write) => self.write(now, &mut turn),
+                Some(AppAction::ShutdownWrite) => {
+                    if let Some(socket) = &self.socket {
+                        socket.finish();
+                    }
+                }
+                Some(AppAction::Reset(reason)) => {
+                    turn.reset = Some(reason);
+                    break;
+                }
+                None => break,
+            }
+        }
+        while let Some(event) = self.end.poll_event() {
+            turn.events.push(event);
+        }
+        if self.paused && self.end.read_capacity() > 0 {
+            self.paused = false;
+            if let Some(socket) = &self.socket {
+                socket.resume();
+            }
+        }
+        if let Some(due) = self.end.poll_timeout()
+            && self.armed.is_none_or(|armed| due < armed)
+        {
+            self.armed = Some(due);
+            turn.arm = Some(due);
+        }
+        turn
+    }
+
+    /// A timer that [`Turn::arm`] asked for has run out.
+    pub fn timeout(&mut self, now: Instant) {
+        if self.armed.is_some_and(|armed| armed <= now) {
+            self.armed = None;
+        }
+        self.end.handle_timeout(now);
+    }
+
+    fn write(&mut self, now: Instant, turn: &mut Turn) {
+        let Some(socket) = &self.socket else { return };
+        let mut slices = [IoSlice::new(&[]); SLICES];
+        let count = self.end.app_slices(&mut slices);
+        match socket.write(&slices[..count]) {
+            Ok(0) => {
+                self.blocked = true;
+                turn.wait_writable = true;
+            }
+            Ok(written) => {
+                self.written_bytes += written as u64;
+                self.end.app_wrote(written, now);
+            }
+            // The application is gone; the reading side finds out how, and what that means.
+            Err(_) => self.blocked = true,
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! Socket options as numbers: what an application sets on a protected socket is applied to the TCP socket that is kept for it.
+//!
+//! The one place in this crate with `unsafe`: no crate offers get/setsockopt for options that are not known beforehand.
+#![allow(unsafe_code)]
+
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use armor_proto::hookup::ConnectState;
+
+/// Largest option value that is passed on, in bytes.
+const LARGEST: usize = 1024;
+
+/// setsockopt(2); the errno, or 0.
+#[must_use]
+pub fn set_option(socket: BorrowedFd<'_>, level: i32, option: i32, value: &[u8]) -> i32 {
+    let length = value.len().min(LARGEST) as libc::socklen_t;
+    // SAFETY: `value` is valid for `length` bytes during the call; the kernel only reads it.
+    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, value.as_ptr().cast(), length) };
+    if result == 0 { 0 } else { last_errno() }
+}
+
+/// getsockopt(2); the value, or the errno.
+///
+/// # Errors
+/// The kernel's errno.
+pub fn get_option(socket: BorrowedFd<'_>, level: i32, option: i32, length: u32) -> Result<Vec<u8>, i32> {
+    let mut value = vec![0u8; (length as usize).min(LARGEST)];
+    let mut got = value.len() as libc::socklen_t;
+    // SAFETY: `value` is valid for `got` bytes and `got` for one socklen_t during the call.
+    let result = unsafe { libc::getsockopt(socket.as_raw_fd(), level, option, value.as_mut_ptr().cast(), &raw mut got) };
+    if result != 0 {
+        return Err(last_errno());
+    }
+    value.truncate(got as usize);
+    Ok(value)
+}
+
+/// Marks the application's socket with the state of its connect (see [`ConnectState`]).
+pub(super) fn set_connect_state(socket: BorrowedFd<'_>, state: ConnectState) {
+    let _ = set_option(socket, libc::SOL_SOCKET, libc::SO_PRIORITY, &state.priority().to_ne_bytes());
+}
+
+fn last_errno() -> i32 {
+    std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO)
+}

@@ -1,0 +1,488 @@
+//! A mock of the ARMOR's two comm elements: speaks the hook-up protocol in this process and joins clients straight to
+//! the servers' listeners. It does what it is told: delays, refuses, resets, keeps silent.
+
+use std::collections::{HashMap, VecDeque};
+use std::io::{Read, Write};
+use std::mem::MaybeUninit;
+use std::net::{Shutdown, SocketAddr, TcpListener};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use armor_proto::hookup::{
+    CLIENT_SOCKET, ConnectState, DATAGRAM_LIMIT, Endpoint, IpFamily, Name, Reply, Request, Role, SERVER_SOCKET,
+};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, SocketAddrUnix, SocketFlags, SocketType,
+};
+
+use crate::options;
+
+/// What happens to the next connect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Behaviour {
+    /// The ARMOR answers the request with this error.
+    Refuse(i32),
+    /// A non-blocking connect is pending, a blocking one is not answered, until [`MockArmor::release`] or
+    /// [`MockArmor::fail`].
+    Pend,
+    /// The request is never answered.
+    KeepSilent,
+    /// The connection is closed in place of an answer, as when the ARMOR is killed; the next request is served.
+    Die,
+}
+
+pub(crate) struct MockArmor {
+    directory: tempfile::TempDir,
+    shared: Arc<Shared>,
+    sockets: Vec<OwnedFd>,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    last_id: u64,
+    listeners: HashMap<u64, Listener>,
+    connections: HashMap<u64, Connection>,
+    requests: Vec<Request>,
+    behaviours: VecDeque<Behaviour>,
+    verdict: Option<ConnectState>,
+    stopped: bool,
+}
+
+struct Listener {
+    name: Name,
+    holder: OwnedFd,
+}
+
+struct Connection {
+    client: UnixStream,
+    server: Option<UnixStream>,
+    client_holder: OwnedFd,
+    server_holder: OwnedFd,
+    ended: i32,
+}
+
+impl MockArmor {
+    pub(crate) fn start() -> Self {
+        Self::start_in(tempfile::tempdir().unwrap())
+    }
+
+    pub(crate) fn start_in(directory: tempfile::TempDir) -> Self {
+        let shared = Arc::new(Shared { state: Mutex::default(), changed: Condvar::new() });
+        let mut armor = Self { directory, shared, sockets: Vec::new() };
+        armor.open_sockets();
+        armor
+    }
+
+    /// A directory without an ARMOR, see [`open_sockets`](Self::open_sockets).
+    pub(crate) fn absent() -> Self {
+        let shared = Arc::new(Shared { state: Mutex::default(), changed: Condvar::new() });
+        Self { directory: tempfile::tempdir().unwrap(), shared, sockets: Vec::new() }
+    }
+
+    pub(crate) fn open_sockets(&mut self) {
+        for name in [SERVER_SOCKET, CLIENT_SOCKET] {
+            let socket = unix_socket(SocketType::SEQPACKET);
+            // The path may be longer than an address holds.
+            let directory = std::fs::File::open(self.directory.path()).unwrap();
+            let path = format!("/proc/self/fd/{}/{name}", directory.as_raw_fd());
+            rustix::net::bind(&socket, &SocketAddrUnix::new(path).unwrap()).unwrap();
+            rustix::net::listen(&socket, 128).unwrap();
+            let shared = Arc::clone(&self.shared);
+            let listener = socket.try_clone().unwrap();
+            thread::spawn(move || {
+                while let Ok(peer) = rustix::net::accept_with(&listener, SocketFlags::CLOEXEC) {
+                    let shared = Arc::clone(&shared);
+                    thread::spawn(move || shared.serve(&peer));
+                }
+            });
+            self.sockets.push(socket);
+        }
+    }
+
+    pub(crate) fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Queues a behaviour for the next connect that asks for a service.
+    pub(crate) fn next_connect(&self, behaviour: Behaviour) {
+        self.shared.state.lock().unwrap().behaviours.push_back(behaviour);
+    }
+
+    /// Lets the pending connects succeed.
+    pub(crate) fn release(&self) {
+        self.decide(ConnectState::Established);
+    }
+
+    /// Lets the pending connects fail.
+    pub(crate) fn fail(&self, state: ConnectState) {
+        self.decide(state);
+    }
+
+    fn decide(&self, verdict: ConnectState) {
+        self.shared.state.lock().unwrap().verdict = Some(verdict);
+        self.shared.changed.notify_all();
+    }
+
+    /// Breaks every connection off as a reset would.
+    pub(crate) fn reset_connections(&self) {
+        let mut state = self.shared.state.lock().unwrap();
+        for connection in state.connections.values_mut() {
+            connection.ended = libc::ECONNRESET;
+            let _ = connection.client.shutdown(Shutdown::Both);
+            if let Some(server) = &connection.server {
+                let _ = server.shutdown(Shutdown::Both);
+            }
+        }
+    }
+
+    /// Waits until `wanted` is true of the requests so far.
+    pub(crate) fn wait_for(&self, what: &str, wanted: impl Fn(&[Request]) -> bool) {
+        let state = self.shared.state.lock().unwrap();
+        let limit = Duration::from_secs(20);
+        let (state, late) =
+            self.shared.changed.wait_timeout_while(state, limit, |state| !wanted(&state.requests)).unwrap();
+        assert!(!late.timed_out(), "no {what} among {:#?}", state.requests);
+    }
+
+    pub(crate) fn requests(&self) -> Vec<Request> {
+        self.shared.state.lock().unwrap().requests.clone()
+    }
+
+    /// Addresses of the services that are registered.
+    pub(crate) fn services(&self) -> Vec<SocketAddr> {
+        self.shared.state.lock().unwrap().listeners.values().map(|listener| listener.name.local.into()).collect()
+    }
+
+    /// Connects to the listeners' abstract names as somebody who is no ARMOR would.
+    pub(crate) fn intrude(&self) -> UnixStream {
+        let state = self.shared.state.lock().unwrap();
+        let name = state.listeners.values().next().unwrap().name;
+        let socket = unix_socket(SocketType::STREAM);
+        rustix::net::connect(&socket, &address(&name)).unwrap();
+        UnixStream::from(socket)
+    }
+}
+
+impl Drop for MockArmor {
+    fn drop(&mut self) {
+        for socket in &self.sockets {
+            let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Both);
+        }
+        self.shared.state.lock().unwrap().stopped = true;
+        self.shared.changed.notify_all();
+        self.reset_connections();
+    }
+}
+
+impl Shared {
+    fn serve(self: &Arc<Self>, peer: &OwnedFd) {
+        while let Some((request, fd)) = receive(peer) {
+            let answer = self.answer(&request, fd);
+            let mut state = self.state.lock().unwrap();
+            state.requests.push(request.clone());
+            drop(state);
+            self.changed.notify_all();
+            match answer {
+                Answer::Nothing => {}
+                Answer::Reply(reply, fd) => send(peer, &reply, fd.as_ref()),
+                Answer::Pending(name, holder, to) => {
+                    let pending = Pending::new(&name);
+                    let reply = Reply::Connected { errno: 0, pending: true, name: Some(name) };
+                    send(peer, &reply, Some(&pending.application));
+                    self.finish_later(name, holder, to, pending);
+                }
+                Answer::Later(name, holder, to) => {
+                    let verdict = self.verdict();
+                    let (reply, fd) = match verdict {
+                        ConnectState::Established => self.connect_now(name, holder, &to),
+                        _ => (Reply::Connected { errno: libc::ETIMEDOUT, pending: false, name: None }, None),
+                    };
+                    send(peer, &reply, fd.as_ref());
+                }
+                Answer::HangUp => return,
+                Answer::Silence => {
+                    let state = self.state.lock().unwrap();
+                    drop(self.changed.wait_while(state, |state| !state.stopped).unwrap());
+                }
+            }
+        }
+    }
+
+    fn verdict(&self) -> ConnectState {
+        let state = self.state.lock().unwrap();
+        let state = self.changed.wait_while(state, |state| state.verdict.is_none() && !state.stopped).unwrap();
+        state.verdict.unwrap_or(ConnectState::Refused)
+    }
+
+    fn answer(self: &Arc<Self>, request: &Request, fd: Option<OwnedFd>) -> Answer {
+        match request {
+            Request::Register { addr, v6_only, .. } => self.register(*addr, *v6_only, fd.expect("no holder")),
+            Request::Unregister { listener } => {
+                let listener = self.state.lock().unwrap().listeners.remove(listener).unwrap();
+                Answer::Reply(Reply::Done, Some(listener.holder))
+            }
+            Request::Connect { addr, nonblocking, bound, .. } => self.connect(*addr, *nonblocking, *bound, fd),
+            Request::HowEnded { name } => {
+                let state = self.state.lock().unwrap();
+                let errno = state.connections.get(&name.id).map_or(libc::ECONNRESET, |connection| connection.ended);
+                Answer::Reply(Reply::Ended { errno }, None)
+            }
+            Request::SetOption { name, level, option, value } => {
+                let state = self.state.lock().unwrap();
+                let errno = options::set(state.holder(name), *level, *option, value);
+                Answer::Reply(Reply::Option { errno, value: Vec::new() }, None)
+            }
+            Request::GetOption { name, level, option, length } => {
+                let state = self.state.lock().unwrap();
+                let (errno, value) = options::get(state.holder(name), *level, *option, *length as usize);
+                Answer::Reply(Reply::Option { errno, value }, None)
+            }
+            Request::Listening { .. } | Request::Closed { .. } | Request::Finished { .. } | Request::Aborted { .. } => {
+                Answer::Nothing
+            }
+        }
+    }
+
+    fn register(&self, addr: Endpoint, v6_only: bool, holder: OwnedFd) -> Answer {
+        assert_eq!(options::v6_only(&holder), v6_only);
+        let mut state = self.state.lock().unwrap();
+        let reply = match rustix::net::bind(&holder, &SocketAddr::from(addr)) {
+            Ok(()) => {
+                let id = state.new_id();
+                let name = Name::listener(id, local(&holder));
+                state.listeners.insert(id, Listener { name, holder });
+                Reply::Registered { errno: 0, listener: id, name: Some(name) }
+            }
+            Err(errno) => Reply::Registered { errno: errno.raw_os_error(), listener: 0, name: None },
+        };
+        Answer::Reply(reply, None)
+    }
+
+    fn connect(self: &Arc<Self>, addr: Endpoint, nonblocking: bool, bound: Option<u64>, fd: Option<OwnedFd>) -> Answer {
+        let mut state = self.state.lock().unwrap();
+        let Some(service) = state.service(addr) else {
+            let holder = bound.map(|id| state.listeners.remove(&id).unwrap().holder);
+            return Answer::Reply(Reply::Bypass, holder);
+        };
+        let behaviour = state.behaviours.pop_front();
+        match behaviour {
+            Some(Behaviour::Refuse(errno)) => {
+                return Answer::Reply(Reply::Connected { errno, pending: false, name: None }, None);
+            }
+            Some(Behaviour::KeepSilent) => return Answer::Silence,
+            Some(Behaviour::Die) => return Answer::HangUp,
+            Some(Behaviour::Pend) | None => {}
+        }
+        let holder = match bound {
+            Some(id) => state.listeners.remove(&id).unwrap().holder,
+            None => fd.expect("no holder"),
+        };
+        if bound.is_none() {
+            let any = Endpoint::unspecified(addr.family(), 0);
+            rustix::net::bind(&holder, &SocketAddr::from(any)).unwrap();
+        }
+        let mut own = local(&holder);
+        own.ip = if addr.ip.is_unspecified() { service.local.ip } else { addr.ip };
+        let name = Name { role: Role::Client, id: state.new_id(), local: own, peer: addr };
+        drop(state);
+        match behaviour {
+            Some(_) if nonblocking => Answer::Pending(name, holder, service),
+            Some(_) => Answer::Later(name, holder, service),
+            None => {
+                let (reply, fd) = self.connect_now(name, holder, &service);
+                Answer::Reply(reply, fd)
+            }
+        }
+    }
+
+    fn connect_now(self: &Arc<Self>, name: Name, holder: OwnedFd, service: &Name) -> (Reply, Option<OwnedFd>) {
+        let (application, own) = named_pair(&name);
+        match self.join(name, holder, service, UnixStream::from(own)) {
+            Ok(()) => (Reply::Connected { errno: 0, pending: false, name: Some(name) }, Some(application)),
+            Err(errno) => (Reply::Connected { errno, pending: false, name: None }, None),
+        }
+    }
+
+    fn finish_later(self: &Arc<Self>, name: Name, holder: OwnedFd, service: Name, pending: Pending) {
+        let shared = Arc::clone(self);
+        thread::spawn(move || match shared.verdict() {
+            ConnectState::Established => {
+                let client = pending.establish();
+                shared.join(name, holder, &service, client).unwrap();
+            }
+            failed => options::set_priority(&pending.application, failed.priority()),
+        });
+    }
+
+    /// Connects `client` to the service's listener.
+    fn join(self: &Arc<Self>, name: Name, holder: OwnedFd, service: &Name, client: UnixStream) -> Result<(), i32> {
+        let server = unix_socket(SocketType::STREAM);
+        let family = service.local.family();
+        let seen = |endpoint: Endpoint| endpoint.in_family(family).unwrap();
+        let server_name = Name { role: Role::Server, id: name.id, local: seen(name.peer), peer: seen(name.local) };
+        rustix::net::bind(&server, &address(&server_name)).unwrap();
+        rustix::net::connect(&server, &address(service)).map_err(Errno::raw_os_error)?;
+        let server = UnixStream::from(server);
+        for (from, to) in [(&client, &server), (&server, &client)] {
+            let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+            thread::spawn(move || pump(from, to));
+        }
+        let family = if family == IpFamily::V4 { AddressFamily::INET } else { AddressFamily::INET6 };
+        let server_holder = rustix::net::socket(family, SocketType::STREAM, None).unwrap();
+        let connection =
+            Connection { client, server: Some(server), client_holder: holder, server_holder, ended: 0 };
+        self.state.lock().unwrap().connections.insert(name.id, connection);
+        Ok(())
+    }
+}
+
+enum Answer {
+    Nothing,
+    Reply(Reply, Option<OwnedFd>),
+    Pending(Name, OwnedFd, Name),
+    Later(Name, OwnedFd, Name),
+    HangUp,
+    Silence,
+}
+
+impl State {
+    fn new_id(&mut self) -> u64 {
+        self.last_id += 1;
+        // The names are visible to every process of this machine, so ids differ between mocks.
+        u64::from(std::process::id()) << 32 | (NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed))
+    }
+
+    fn service(&self, to: Endpoint) -> Option<Name> {
+        let to = to.unmapped();
+        let matches = |local: Endpoint| {
+            let local = local.unmapped();
+            local.port == to.port
+                && (local.ip == to.ip
+                    || to.ip.is_unspecified()
+                    || (local.ip.is_unspecified() && (to.ip.is_ipv6() == local.ip.is_ipv6() || to.ip.is_ipv4())))
+        };
+        self.listeners.values().map(|listener| listener.name).find(|name| matches(name.local))
+    }
+
+    fn holder(&self, name: &Name) -> &OwnedFd {
+        match name.role {
+            Role::Listener => &self.listeners[&name.id].holder,
+            Role::Client => &self.connections[&name.id].client_holder,
+            Role::Server => &self.connections[&name.id].server_holder,
+        }
+    }
+}
+
+static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
+
+/// A connection whose application's end is full, so that it does not show as writable.
+struct Pending {
+    application: OwnedFd,
+    own: UnixStream,
+    filler: usize,
+}
+
+impl Pending {
+    fn new(name: &Name) -> Self {
+        let (application, own) = named_pair(name);
+        rustix::net::sockopt::set_socket_send_buffer_size(&application, 1).unwrap();
+        options::set_priority(&application, ConnectState::Pending.priority());
+        let mut filler = 0;
+        while let Ok(sent) = rustix::net::send(&application, &[0; 1024], SendFlags::DONTWAIT) {
+            filler += sent;
+        }
+        Self { application, own: UnixStream::from(own), filler }
+    }
+
+    fn establish(mut self) -> UnixStream {
+        options::set_priority(&self.application, ConnectState::Established.priority());
+        rustix::net::sockopt::set_socket_send_buffer_size(&self.application, 212_992).unwrap();
+        self.own.read_exact(&mut vec![0; self.filler]).unwrap();
+        self.own
+    }
+}
+
+fn pump(mut from: UnixStream, mut to: UnixStream) {
+    let mut buffer = [0; 65536];
+    while let Ok(length @ 1..) = from.read(&mut buffer) {
+        if to.write_all(&buffer[..length]).is_err() {
+            break;
+        }
+    }
+    let _ = to.shutdown(Shutdown::Write);
+}
+
+fn unix_socket(kind: SocketType) -> OwnedFd {
+    rustix::net::socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None).unwrap()
+}
+
+fn address(name: &Name) -> SocketAddrUnix {
+    SocketAddrUnix::new_abstract_name(&name.to_bytes()).unwrap()
+}
+
+fn local(holder: &OwnedFd) -> Endpoint {
+    SocketAddr::try_from(rustix::net::getsockname(holder).unwrap()).unwrap().into()
+}
+
+/// The application's end, whose peer has `name`, and the ARMOR's.
+fn named_pair(name: &Name) -> (OwnedFd, OwnedFd) {
+    let listener = unix_socket(SocketType::STREAM);
+    rustix::net::bind(&listener, &address(name)).unwrap();
+    rustix::net::listen(&listener, 1).unwrap();
+    let application = unix_socket(SocketType::STREAM);
+    rustix::net::connect(&application, &address(name)).unwrap();
+    let own = rustix::net::accept_with(&listener, SocketFlags::CLOEXEC).unwrap();
+    (application, own)
+}
+
+fn receive(peer: &OwnedFd) -> Option<(Request, Option<OwnedFd>)> {
+    let mut buffer = [0; DATAGRAM_LIMIT];
+    let mut space = [MaybeUninit::uninit(); 64];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut parts = [std::io::IoSliceMut::new(&mut buffer)];
+    let got = rustix::net::recvmsg(peer.as_fd(), &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC).ok()?;
+    let mut passed = None;
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(fds) = message {
+            passed = passed.or(fds.last());
+        }
+    }
+    (got.bytes > 0).then(|| (Request::decode(&buffer[..got.bytes]).unwrap(), passed))
+}
+
+fn send(peer: &OwnedFd, reply: &Reply, fd: Option<&OwnedFd>) {
+    let datagram = reply.encode().unwrap();
+    let mut space = [MaybeUninit::uninit(); 64];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let fds: Vec<_> = fd.iter().map(|fd| fd.as_fd()).collect();
+    if !fds.is_empty() {
+        assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
+    }
+    // The shim may have given up waiting.
+    let _ = rustix::net::sendmsg(peer, &[std::io::IoSlice::new(&datagram)], &mut control, SendFlags::NOSIGNAL);
+}
+
+/// A port of this machine that nobody listens on.
+pub(crate) fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Waits until `condition` holds.
+pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let begin = Instant::now();
+    while !condition() {
+        assert!(begin.elapsed() < Duration::from_secs(20), "never: {what}");
+        thread::sleep(Duration::from_millis(2));
+    }
+}

@@ -1,0 +1,172 @@
+//! Runs programs, ours in C and other people's, hooked up to a [`MockArmor`].
+
+use std::collections::HashMap;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use armor_proto::hookup::{ENV_RUN_DIR, ENV_SHIM_PATH};
+
+use crate::mock::MockArmor;
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// The library under test. `cargo test` does not build a cdylib for its integration tests, so it is built here.
+pub(crate) fn shim() -> &'static Path {
+    static SHIM: OnceLock<PathBuf> = OnceLock::new();
+    SHIM.get_or_init(|| {
+        let test = std::env::current_exe().unwrap();
+        let profile = test.parent().and_then(Path::parent).unwrap();
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.args(["build", "--quiet", "--offline", "--lib", "--manifest-path", concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")]);
+        cargo.arg("--target-dir").arg(profile.parent().unwrap());
+        if profile.ends_with("release") {
+            cargo.arg("--release");
+        }
+        assert!(cargo.status().unwrap().success(), "the shim does not build");
+        profile.join("libarmor_shim.so")
+    })
+}
+
+/// Compiles `tests/programs/NAME.c` once.
+pub(crate) fn compiled(name: &str) -> PathBuf {
+    static DONE: Mutex<Option<HashMap<String, Arc<OnceLock<PathBuf>>>>> = Mutex::new(None);
+    let cell = Arc::clone(DONE.lock().unwrap().get_or_insert_default().entry(name.to_owned()).or_default());
+    cell.get_or_init(|| compile(name, &[])).clone()
+}
+
+pub(crate) fn compile(name: &str, flags: &[&str]) -> PathBuf {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs").join(name).with_extension("c");
+    let suffix: String = flags.concat().chars().filter(char::is_ascii_alphanumeric).collect();
+    let output = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}{suffix}-{}", std::process::id()));
+    let result = Command::new("cc")
+        .args(["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-Wno-unused-function", "-g", "-pthread", "-o"])
+        .arg(&output)
+        .arg(&source)
+        .args(flags)
+        .output()
+        .unwrap();
+    assert!(result.status.success(), "{}", String::from_utf8_lossy(&result.stderr));
+    output
+}
+
+/// A program that runs.
+pub(crate) struct Running {
+    what: String,
+    child: Child,
+    lines: Receiver<String>,
+    seen: Vec<String>,
+    errors: Option<JoinHandle<String>>,
+}
+
+/// A command that is hooked up to `armor`.
+pub(crate) fn hooked(armor: &MockArmor, program: impl AsRef<Path>) -> Command {
+    let mut command = Command::new(program.as_ref());
+    command.env("LD_PRELOAD", shim()).env(ENV_SHIM_PATH, shim()).env(ENV_RUN_DIR, armor.directory());
+    command
+}
+
+/// Runs one of our C programs to its end, which must be a success.
+pub(crate) fn run(armor: &MockArmor, name: &str, arguments: &[&str]) {
+    start(armor, name, arguments).succeed();
+}
+
+/// Starts one of our C programs.
+pub(crate) fn start(armor: &MockArmor, name: &str, arguments: &[&str]) -> Running {
+    let mut command = hooked(armor, compiled(name));
+    command.args(arguments);
+    Running::start(command)
+}
+
+impl Running {
+    pub(crate) fn start(mut command: Command) -> Self {
+        let what = format!("{command:?}");
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let (sender, lines) = channel();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        thread::spawn(move || stdout.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
+        let mut stderr = child.stderr.take().unwrap();
+        let errors = thread::spawn(move || {
+            let mut bytes = Vec::new();
+            let _ = stderr.read_to_end(&mut bytes);
+            String::from_utf8_lossy(&bytes).into_owned()
+        });
+        Self { what, child, lines, seen: Vec::new(), errors: Some(errors) }
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(crate) fn stdin(&mut self) -> ChildStdin {
+        self.child.stdin.take().unwrap()
+    }
+
+    /// Waits for a line of output that begins with `prefix`, returns the rest of it.
+    pub(crate) fn line(&mut self, prefix: &str) -> String {
+        let until = Instant::now() + LIMIT;
+        loop {
+            match self.lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                Ok(line) => {
+                    self.seen.push(line.clone());
+                    if let Some(rest) = line.strip_prefix(prefix) {
+                        return rest.trim().to_owned();
+                    }
+                }
+                Err(_) => self.give_up(&format!("never wrote {prefix:?}")),
+            }
+        }
+    }
+
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    pub(crate) fn status(&mut self) -> ExitStatus {
+        let until = Instant::now() + LIMIT;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            if Instant::now() > until {
+                self.give_up("does not end");
+            }
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Waits for the end, which must be a success; returns what was written to standard output and not read yet.
+    pub(crate) fn succeed(mut self) -> String {
+        let status = self.status();
+        if !status.success() {
+            self.give_up(&format!("{status}"));
+        }
+        self.lines.iter().map(|line| line + "\n").collect()
+    }
+
+    /// Standard error of a program that has ended.
+    pub(crate) fn errors(&mut self) -> String {
+        self.errors.take().map(|thread| thread.join().unwrap()).unwrap_or_default()
+    }
+
+    fn give_up(&mut self, why: &str) -> ! {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        self.seen.extend(self.lines.try_iter());
+        let errors = self.errors();
+        panic!("{}: {why}\n--- stdout\n{}\n--- stderr\n{errors}", self.what, self.seen.join("\n"));
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
