@@ -487,3 +487,6 @@ fn fail_stop(armor: &str, element: &str, reason: &str) -> ! {
     eprintln!("armor: fail-stop of {armor}: {element}: {reason}");
     std::process::abort()
 }
+
+#[cfg(test)]
+mod tests;

@@ -38,7 +38,6 @@ fn main() -> ExitCode {
     let Arguments { command } = Arguments::parse();
     match command.run() {
         Ok(status) => status,
-        Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("armor: {error:#}");
             ExitCode::from(error.downcast_ref::<environment::NotUp>().map_or(1, |_| 3))

@@ -5,15 +5,14 @@ use std::io::Write as _;
 
 use anyhow::Context as _;
 
-/// Writes to stdout at once, so that a reader at a pipe sees it.
+/// Writes to stdout at once, so that a reader at a pipe sees it. Ends the program quietly when the reader has gone
+/// (`armor status | head`).
 pub(crate) fn print(text: &str) -> anyhow::Result<()> {
     let mut stdout = std::io::stdout().lock();
-    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).context("stdout cannot be written")
-}
-
-/// Whether the reader of stdout has gone (`armor status | head`): no error for anybody.
-pub(crate) fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
+        written => written.context("stdout cannot be written"),
+    }
 }
 
 /// Rows with aligned columns under a heading.

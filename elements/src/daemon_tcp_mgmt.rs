@@ -9,7 +9,7 @@
 //! Invariants: a destination that is not reachable now has its messages kept within the bounds of [`Waiting`], then
 //! dropped; a frame is not sent back to where it came from unless the FTM says so.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -29,6 +29,8 @@ use crate::operations::{ArmorAttach, ArmorLocation, DaemonHello, DaemonRegister,
 
 /// Most links at once, those that have not said who they are included.
 const MAX_LINKS: usize = 1024;
+/// Most daemons remembered; those without a link are forgotten first.
+const MAX_PEERS: usize = 4096;
 /// Most ARMORs whose daemon is remembered.
 const MAX_LOCATIONS: usize = 65_536;
 /// How long a message may wait for its way.
@@ -50,6 +52,8 @@ pub struct DaemonTcpMgmt {
     links: HashMap<LinkId, Held>,
     next_link: LinkId,
     locations: Locations,
+    /// ARMORs that have attached to this node's gateway; what passes by a remote daemon says nothing about where they are.
+    local: HashSet<ArmorId>,
     waiting: Waiting,
     scratch: BytesMut,
     ticking: bool,
@@ -119,6 +123,7 @@ impl Element for DaemonTcpMgmt {
             links: HashMap::new(),
             next_link: 0,
             locations: Locations::new(MAX_LOCATIONS),
+            local: HashSet::new(),
             waiting: Waiting::new(LONGEST_WAIT),
             scratch: BytesMut::with_capacity(64 << 10),
             ticking: false,
@@ -270,11 +275,12 @@ impl DaemonTcpMgmt {
         if *daemon == ArmorId::NONE || *daemon == context.armor() {
             // Nobody knows it, or it is a local ARMOR that is not attached now. It may come within the time that messages
             // wait, but what an ephemeral speaker left behind is gone.
-            if armor.is_ephemeral() && !self.locations.daemon_of(*armor).is_some_and(|daemon| self.is_linked(daemon)) {
+            if armor.is_ephemeral() && self.locations.daemon_of(*armor).is_none() {
                 self.dropped += self.waiting.take(*armor).count() as u64;
             }
             return;
         }
+        self.local.remove(armor);
         if armor != daemon {
             self.locations.learn(*armor, *daemon);
         }
@@ -302,6 +308,10 @@ impl DaemonTcpMgmt {
 
     /// A local ARMOR is there now: what waited for it goes back to the dispatcher, and so to the gateway.
     fn attached(&mut self, attach: &ArmorAttach, context: &mut Context<'_>) {
+        if !attach.armor.is_ephemeral() {
+            self.local.insert(attach.armor);
+            self.locations.forget(attach.armor);
+        }
         for encoded in self.waiting.take(attach.armor) {
             if let Some(frame) = as_frame(&encoded) {
                 context.received(frame);
@@ -434,21 +444,25 @@ impl DaemonTcpMgmt {
             held.link.close();
             return;
         }
-        held.peer = Some(hello.armor);
-        let (local, link) = (held.local, held.link.clone());
         if let Some(dialled) = held.dialled
             && let Some(peer) = self.peers.get_mut(&dialled)
         {
-            peer.dialling = false;
             if dialled != hello.armor {
-                context.event(Event::new("wrong-peer").with("address", &held.remote).with("expected", dialled).with("found", &hello.name));
-                if dialled == ArmorId::FTM {
-                    // A mistake in the configuration, or the FTM is being moved: keep asking, ever more slowly.
-                    self.dial(ArmorId::FTM, context);
-                } else {
+                if !std::mem::replace(&mut peer.told, true) {
+                    context.event(Event::new("wrong-peer").with("address", &held.remote).with("expected", dialled).with("found", &hello.name));
+                }
+                if dialled != ArmorId::FTM {
                     peer.address = None;
                 }
+                held.link.close();
+                return;
             }
+            peer.dialling = false;
+        }
+        held.peer = Some(hello.armor);
+        let (local, link) = (held.local, held.link.clone());
+        if self.peers.len() >= MAX_PEERS {
+            self.peers.retain(|armor, peer| *armor == ArmorId::FTM || peer.link.is_some() || peer.dialling);
         }
         let peer = self.peers.entry(hello.armor).or_default();
         peer.name = hello.name;
@@ -509,6 +523,7 @@ impl LinkOwner for DaemonTcpMgmt {
         if frame.source != frame.destination
             && frame.source != peer
             && frame.source != context.armor()
+            && !self.local.contains(&frame.source)
             && self.locations.daemon_of(frame.source) != Some(peer)
             && !self.peers.contains_key(&frame.source)
         {
@@ -568,6 +583,3 @@ fn write_address(run_dir: &std::path::Path, address: SocketAddr) -> Result<(), S
         .map_err(|error| format!("{} cannot be written: {error}", path.display()))
 }
 
-#[cfg(test)]
-#[path = "links/daemon_tcp_mgmt_tests.rs"]
-mod tests;

@@ -33,7 +33,9 @@ pub struct Config {
     pub regeneration_deadline: Duration,
     /// How long a silent connection goes unprobed; `None` never probes, and then a vanished peer is not noticed while idle.
     pub keep_alive: Option<Duration>,
-    /// How long a finished end stays to answer a peer whose last acknowledgement was lost.
+    /// How long a finished end stays to answer a peer that does not know it yet, because the last acknowledgements were
+    /// lost. Not less than `deadline`, or a peer cut off at the very end takes the end for a failure. Otherwise the end
+    /// is drained as soon as both know.
     pub linger: Duration,
     /// What to do when a new process says something else.
     pub on_divergence: OnDivergence,
@@ -51,7 +53,7 @@ impl Default for Config {
             deadline: Duration::from_secs(30),
             regeneration_deadline: Duration::from_secs(60),
             keep_alive: Some(Duration::from_secs(10)),
-            linger: Duration::from_secs(5),
+            linger: Duration::from_secs(30),
             on_divergence: OnDivergence::Reset,
         }
     }

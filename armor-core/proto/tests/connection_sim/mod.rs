@@ -1,0 +1,733 @@
+//! A simulated world for one protected connection: two ends, a bad network, a client, and a server that is killed.
+//!
+//! Time is simulated; everything is drawn from one seed. The world checks after every step what must always hold.
+
+#![allow(dead_code, unreachable_pub)]
+
+pub mod apps;
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+use std::io::IoSlice;
+use std::time::{Duration, Instant};
+
+use apps::{Client, Disk, Model, SOCKET, ServerProcess};
+use armor_proto::connection::{
+    AppAction, ClientEnd, Config, ConnectDecision, ConnectRequest, Event, Record, ResetReason,
+    ServerEnd, Spill, mark_policy,
+};
+use armor_proto::ids::{ConnectionId, Incarnation};
+use bytes::Bytes;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+pub const CONNECTION: ConnectionId = ConnectionId(0xA12);
+
+pub fn ms(milliseconds: u64) -> Duration {
+    Duration::from_millis(milliseconds)
+}
+
+/// When the server is killed.
+#[derive(Clone, Copy, Debug)]
+pub enum Kill {
+    /// So long after the start.
+    At(Duration),
+    /// When a process has said so many bytes.
+    Said(u64),
+    /// When a process has heard so many bytes.
+    Heard(usize),
+    /// So long after a process was attached.
+    Attached(Duration),
+}
+
+/// What is lost with the process.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Loss {
+    Process,
+    /// The server's end too.
+    Node,
+    /// Only this connection's worker: the service lives on and is connected to again.
+    Worker,
+}
+
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub seed: u64,
+    pub model: Model,
+    pub policy: &'static str,
+    pub config: Config,
+    /// Most bytes per answer or upload.
+    pub most: usize,
+    /// Per mille of frames that are lost, and that come twice.
+    pub lost: u32,
+    pub doubled: u32,
+    pub delay: (u64, u64),
+    /// Nothing passes in these times.
+    pub cuts: Vec<(Duration, Duration)>,
+    pub kills: Vec<(Kill, Loss)>,
+    pub restart: (u64, u64),
+    /// The server never comes back after this many kills.
+    pub restarts: usize,
+    /// Every process says something else.
+    pub twisted: bool,
+    /// Applications stop now and then.
+    pub stalls: bool,
+    pub spill: bool,
+}
+
+impl Plan {
+    pub fn new(seed: u64, model: Model, policy: &'static str) -> Self {
+        Plan {
+            seed,
+            model,
+            policy,
+            config: Config { window: 8192, log_bound: 1 << 20, max_data: 1500, ..Config::default() },
+            most: 40_000,
+            lost: 0,
+            doubled: 0,
+            delay: (1, 1),
+            cuts: Vec::new(),
+            kills: Vec::new(),
+            restart: (5, 120),
+            restarts: usize::MAX,
+            twisted: false,
+            stalls: false,
+            spill: false,
+        }
+    }
+
+    /// Draws a bad network, and `kills` deaths of the server.
+    pub fn rough(seed: u64, model: Model, policy: &'static str, kills: usize) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed ^ 0x5eed);
+        let mut plan = Plan::new(seed, model, policy);
+        plan.most = [200, 3_000, 40_000][rng.random_range(0..3)];
+        plan.config.window = [600, 4_096, 65_536][rng.random_range(0..3)];
+        plan.config.max_data = [100, 1_500, 20_000][rng.random_range(0..3)];
+        plan.config.max_data = plan.config.max_data.max(plan.most / 100);
+        plan.lost = [0, 0, 20, 150][rng.random_range(0..4)];
+        plan.doubled = [0, 0, 50, 300][rng.random_range(0..4)];
+        plan.delay = [(1, 1), (1, 10), (5, 80)][rng.random_range(0..3)];
+        if rng.random_ratio(1, 4) {
+            let from = rng.random_range(0..400);
+            plan.cuts.push((ms(from), ms(from + rng.random_range(1..4_000))));
+        }
+        for _ in 0..rng.random_range(0..=kills) {
+            let kill = match rng.random_range(0..4) {
+                0 => Kill::At(ms(rng.random_range(0..1_000))),
+                1 => Kill::Said(rng.random_range(0..plan.most as u64)),
+                2 => Kill::Heard(rng.random_range(0..plan.most)),
+                _ => Kill::Attached(ms(rng.random_range(0..200))),
+            };
+            let loss = [Loss::Process, Loss::Process, Loss::Node, Loss::Worker][rng.random_range(0..4)];
+            plan.kills.push((kill, loss));
+        }
+        plan.stalls = rng.random_ratio(1, 4);
+        plan
+    }
+}
+
+#[derive(Debug)]
+enum Parcel {
+    ToServer(Record),
+    ToClient(Record),
+    /// The element's replay message: acknowledged, so it arrives.
+    Replay(Incarnation),
+    ServiceUp,
+    WorkerUp,
+    Kill(usize, u32),
+    ClientGoesOn,
+    ServerGoesOn,
+}
+
+struct Entry {
+    at: Instant,
+    number: u64,
+    parcel: Parcel,
+    payload: Bytes,
+}
+
+impl PartialEq for Entry {
+    fn eq(&self, other: &Self) -> bool {
+        self.number == other.number
+    }
+}
+impl Eq for Entry {}
+impl PartialOrd for Entry {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Entry {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.at, self.number).cmp(&(other.at, other.number))
+    }
+}
+
+/// A spill into memory, with a way to look at it.
+#[derive(Default)]
+pub struct MemorySpill {
+    from: u64,
+    bytes: Vec<u8>,
+}
+
+impl Spill for MemorySpill {
+    fn append(&mut self, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
+        if self.bytes.is_empty() {
+            self.from = offset;
+        }
+        assert_eq!(offset, self.from + self.bytes.len() as u64, "the spill has a gap");
+        self.bytes.extend_from_slice(bytes);
+        Ok(())
+    }
+    fn read_at(&mut self, offset: u64, into: &mut [u8]) -> std::io::Result<()> {
+        let at = (offset - self.from) as usize;
+        into.copy_from_slice(&self.bytes[at..at + into.len()]);
+        Ok(())
+    }
+}
+
+/// How a run ended.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    pub client_events: Vec<Event>,
+    pub server_events: Vec<Event>,
+    pub client_reset: Option<(ResetReason, Duration)>,
+    pub server_reset: Option<ResetReason>,
+    pub took: Duration,
+    pub frames: u64,
+    pub bytes_sent: u64,
+    pub kills: usize,
+    pub largest_log: usize,
+}
+
+impl Outcome {
+    pub fn finished(&self) -> bool {
+        self.client_events.contains(&Event::Finished)
+    }
+    pub fn diverged(&self) -> bool {
+        self.server_events.iter().any(|event| matches!(event, Event::Diverged(_)))
+    }
+    /// Bytes that were regenerated and compared, whatever the outcome.
+    pub fn compared(&self) -> bool {
+        self.server_events
+            .iter()
+            .any(|event| matches!(event, Event::Recovered { regenerated } if *regenerated > 0))
+            || self.diverged()
+    }
+}
+
+pub struct World {
+    pub plan: Plan,
+    rng: StdRng,
+    start: Instant,
+    pub now: Instant,
+    parcels: BinaryHeap<Reverse<Entry>>,
+    number: u64,
+    pub client: Option<ClientEnd>,
+    pub server: Option<ServerEnd>,
+    pub client_app: Client,
+    pub process: Option<ServerProcess>,
+    pub disk: Disk,
+    service: Option<Incarnation>,
+    incarnation: u32,
+    /// A connect request waits for the service.
+    wants_attach: bool,
+    /// The connection is over at the server: a late connect request makes no new end.
+    tombstone: bool,
+    attached_from: u64,
+    attachments: u32,
+    processes: u8,
+    /// What came of the stream has to be regenerated is known to be skewed: do not compare.
+    compare: bool,
+    client_stalled: bool,
+    server_stalled: bool,
+    client_eof_told: bool,
+    client_close_told: bool,
+    outcome: Outcome,
+    done_kills: Vec<bool>,
+    pub seen: BTreeMap<&'static str, u64>,
+}
+
+impl World {
+    pub fn new(plan: Plan) -> Self {
+        let start = Instant::now();
+        let policy = mark_policy(plan.policy).expect("a known policy");
+        let mut client = ClientEnd::new(CONNECTION, plan.config.clone(), policy, start);
+        if plan.spill {
+            client.set_spill(Box::new(MemorySpill::default()));
+        }
+        let client_app = Client::new(plan.model, plan.most, plan.seed);
+        let sequence_end = client_app.expected.len() as u64;
+        let mut world = World {
+            rng: StdRng::seed_from_u64(plan.seed),
+            start,
+            now: start,
+            parcels: BinaryHeap::new(),
+            number: 0,
+            client: Some(client),
+            server: None,
+            client_app,
+            process: None,
+            disk: Disk { sequence_end, ..Disk::default() },
+            service: Some(Incarnation(1)),
+            incarnation: 1,
+            wants_attach: false,
+            tombstone: false,
+            attached_from: 0,
+            attachments: 0,
+            processes: 0,
+            compare: !plan.twisted,
+            client_stalled: false,
+            server_stalled: false,
+            client_eof_told: false,
+            client_close_told: false,
+            outcome: Outcome::default(),
+            done_kills: vec![false; plan.kills.len()],
+            seen: BTreeMap::new(),
+            plan,
+        };
+        for (index, (kill, _)) in world.plan.kills.clone().into_iter().enumerate() {
+            if let Kill::At(after) = kill {
+                world.post(start + after, Parcel::Kill(index, 0), Bytes::new());
+            }
+        }
+        world
+    }
+
+    fn post(&mut self, at: Instant, parcel: Parcel, payload: Bytes) {
+        self.number += 1;
+        let number = self.number;
+        self.parcels.push(Reverse(Entry { at, number, parcel, payload }));
+    }
+
+    fn send(&mut self, make: fn(Record) -> Parcel, record: Record, payload: &Bytes) {
+        self.outcome.frames += 1;
+        self.outcome.bytes_sent += payload.len() as u64;
+        let since = self.now - self.start;
+        if self.plan.cuts.iter().any(|(from, to)| (*from..*to).contains(&since)) {
+            return;
+        }
+        let copies = match self.rng.random_range(0..1000) {
+            n if n < self.plan.lost => 0,
+            n if n < self.plan.lost + self.plan.doubled => 2,
+            _ => 1,
+        };
+        for _ in 0..copies {
+            let delay = ms(self.rng.random_range(self.plan.delay.0..=self.plan.delay.1));
+            self.post(self.now + delay, make(record), payload.clone());
+        }
+    }
+
+    /// Runs until both ends are drained, at most for so long in simulated time.
+    pub fn run(mut self, most: Duration) -> (Outcome, World) {
+        let mut steps = 0;
+        self.pump();
+        while self.client.is_some() || self.server.is_some() {
+            steps += 1;
+            assert!(steps < 400_000, "livelock: {}", self.describe());
+            let timeout = |at: Option<Instant>| at.unwrap_or(self.now + Duration::from_secs(3600));
+            let client_at = timeout(self.client.as_ref().and_then(ClientEnd::poll_timeout));
+            let server_at = timeout(self.server.as_ref().and_then(ServerEnd::poll_timeout));
+            let parcel_at = self.parcels.peek().map(|entry| entry.0.at);
+            let next = parcel_at.map_or(client_at, |at| at.min(client_at)).min(server_at);
+            self.now = self.now.max(next);
+            let took = self.now - self.start;
+            assert!(took < most, "not over after {took:?}: {}", self.describe());
+            if client_at <= self.now
+                && let Some(client) = &mut self.client
+            {
+                client.handle_timeout(self.now);
+            }
+            if server_at <= self.now
+                && let Some(server) = &mut self.server
+            {
+                server.handle_timeout(self.now);
+            }
+            while self.parcels.peek().is_some_and(|entry| entry.0.at <= self.now) {
+                let Some(Reverse(entry)) = self.parcels.pop() else { break };
+                self.deliver(entry.parcel, entry.payload);
+            }
+            self.pump();
+        }
+        self.outcome.took = self.now - self.start;
+        (std::mem::take(&mut self.outcome), self)
+    }
+
+    pub fn describe(&self) -> String {
+        format!(
+            "seed {} {:?}\nclient end {} (established {}), server end {} (attached {}), heard {}/{}, said {}, process {:?}, service {:?}, kills {}\n{:?}\n{:?}",
+            self.plan.seed,
+            self.plan,
+            self.client.is_some(),
+            self.client.as_ref().is_some_and(ClientEnd::is_established),
+            self.server.is_some(),
+            self.server.as_ref().is_some_and(ServerEnd::is_attached),
+            self.client_app.heard.len(),
+            self.client_app.expected.len(),
+            self.client_app.said.len(),
+            self.process.as_ref().map(|process| (process.heard.len(), process.said, process.closed)),
+            self.service,
+            self.outcome.kills,
+            self.outcome.client_events,
+            self.outcome.server_events,
+        )
+    }
+
+    fn deliver(&mut self, parcel: Parcel, payload: Bytes) {
+        let now = self.now;
+        match parcel {
+            Parcel::ToServer(record) => self.to_server(record, payload),
+            Parcel::ToClient(record) => self.to_client(record, payload),
+            Parcel::Replay(service) => {
+                if let Some(client) = &mut self.client {
+                    client.replay(service, now);
+                }
+            }
+            Parcel::ServiceUp => {
+                self.incarnation += 1;
+                let service = Incarnation(self.incarnation);
+                self.service = Some(service);
+                let needs = match &mut self.server {
+                    Some(server) if server.needs_replay() && self.rng.random_bool(0.3) => {
+                        server.ask_replay(now);
+                        false
+                    }
+                    // The table of clients in APP_SERVER_DB does not know who needs it.
+                    _ => true,
+                };
+                if needs {
+                    let delay = ms(self.rng.random_range(1..50));
+                    self.post(now + delay, Parcel::Replay(service), Bytes::new());
+                }
+                if self.wants_attach {
+                    self.attach();
+                }
+            }
+            Parcel::WorkerUp => {
+                if let Some(server) = &mut self.server {
+                    server.ask_replay(now);
+                }
+            }
+            Parcel::Kill(index, attachment) => {
+                if attachment == 0 || (attachment == self.attachments && !self.done_kills[index]) {
+                    self.kill(index);
+                }
+            }
+            Parcel::ClientGoesOn => self.client_stalled = false,
+            Parcel::ServerGoesOn => self.server_stalled = false,
+        }
+    }
+
+    fn to_server(&mut self, record: Record, payload: Bytes) {
+        let now = self.now;
+        if let Record::ConnectRequest(request) = record {
+            self.connect_request(&request);
+            return;
+        }
+        let Some(server) = &mut self.server else { return };
+        let result = match record {
+            Record::Data(data) => server.handle_data(&data, payload, now),
+            Record::Ack(ack) => server.handle_ack(&ack, now),
+            Record::Reset(reset) => server.handle_reset(&reset, now),
+            other => panic!("the client's end sent {other:?}"),
+        };
+        if let Err(error) = result {
+            panic!("server's end refuses {record:?}: {error}\n{}", self.describe());
+        }
+    }
+
+    fn connect_request(&mut self, request: &ConnectRequest) {
+        if self.server.is_none() {
+            if self.tombstone && request.incarnation.0 == 0 {
+                return;
+            }
+            self.server = Some(ServerEnd::new(CONNECTION, self.plan.config.clone(), self.now));
+        }
+        let decision = match &mut self.server {
+            Some(server) => server.handle_connect_request(request, self.now),
+            None => return,
+        };
+        match decision {
+            Ok(ConnectDecision::Attach) => {
+                self.process = None;
+                self.wants_attach = true;
+                if self.service.is_some() {
+                    self.attach();
+                }
+            }
+            Ok(ConnectDecision::Nothing | ConnectDecision::Over) => {}
+            Err(error) => panic!("server's end refuses {request:?}: {error}\n{}", self.describe()),
+        }
+    }
+
+    fn attach(&mut self) {
+        self.wants_attach = false;
+        let (Some(server), Some(service)) = (&mut self.server, self.service) else { return };
+        if server.attached(service, self.now).is_err() {
+            return;
+        }
+        self.attached_from = server.progress().c2s;
+        self.processes = self.processes.wrapping_add(1);
+        let twist = if self.plan.twisted { self.processes } else { 0 };
+        self.process = Some(ServerProcess::new(self.plan.model, twist));
+        self.attachments += 1;
+        for (index, (kill, _)) in self.plan.kills.clone().into_iter().enumerate() {
+            if let Kill::Attached(after) = kill
+                && !self.done_kills[index]
+            {
+                self.post(self.now + after, Parcel::Kill(index, self.attachments), Bytes::new());
+            }
+        }
+    }
+
+    fn kill(&mut self, index: usize) {
+        self.done_kills[index] = true;
+        let loss = self.plan.kills[index].1;
+        if self.service.is_none() {
+            return;
+        }
+        let now = self.now;
+        let running = self.process.is_some();
+        self.outcome.kills += 1;
+        let comes_back = self.outcome.kills <= self.plan.restarts;
+        let delay = ms(self.rng.random_range(self.plan.restart.0..=self.plan.restart.1));
+        match loss {
+            Loss::Worker if !running => return,
+            Loss::Worker => {
+                if comes_back {
+                    self.post(now + delay, Parcel::WorkerUp, Bytes::new());
+                }
+            }
+            Loss::Process | Loss::Node => {
+                self.service = None;
+                if comes_back {
+                    self.post(now + delay, Parcel::ServiceUp, Bytes::new());
+                }
+            }
+        }
+        if loss == Loss::Node {
+            self.process = None;
+            self.server = None;
+            self.wants_attach = false;
+            return;
+        }
+        if let (Some(mut process), Some(server)) = (self.process.take(), &mut self.server) {
+            // What the dead process had said is still in its socket.
+            let rest: Vec<u8> = process.socket.drain(..).collect();
+            server.app_read(rest.into(), now);
+            server.server_lost(now);
+        }
+    }
+
+    fn to_client(&mut self, record: Record, payload: Bytes) {
+        let now = self.now;
+        let Some(client) = &mut self.client else { return };
+        let result = match record {
+            Record::Data(data) => client.handle_data(&data, payload, now),
+            Record::Ack(ack) => client.handle_ack(&ack, now),
+            Record::Reset(reset) => client.handle_reset(&reset, now),
+            Record::ConnectReply(reply) => client.handle_connect_reply(&reply, now),
+            Record::Replay(replay) => client.handle_replay(&replay, now),
+            Record::ConnectRequest(_) => panic!("the server's end sent a connect request"),
+        };
+        if let Err(error) = result {
+            panic!("client's end refuses {record:?}: {error}\n{}", self.describe());
+        }
+    }
+
+    /// Lets applications and ends do what they can now.
+    fn pump(&mut self) {
+        loop {
+            let before = (self.number, self.outcome.frames, self.process.as_ref().map(|p| p.said));
+            self.check_kills();
+            self.pump_client();
+            self.pump_server();
+            self.check();
+            let after = (self.number, self.outcome.frames, self.process.as_ref().map(|p| p.said));
+            if before == after {
+                break;
+            }
+        }
+    }
+
+    fn check_kills(&mut self) {
+        for index in 0..self.plan.kills.len() {
+            let due = !self.done_kills[index]
+                && self.process.as_ref().is_some_and(|process| match self.plan.kills[index].0 {
+                    Kill::Said(bytes) => process.said >= bytes.max(1),
+                    Kill::Heard(bytes) => process.heard.len() >= bytes,
+                    Kill::At(_) | Kill::Attached(_) => false,
+                });
+            if due {
+                self.kill(index);
+            }
+        }
+    }
+
+    fn piece(rng: &mut StdRng, capacity: usize, available: usize) -> usize {
+        let most = capacity.min(available);
+        if most <= 1 || rng.random_bool(0.7) { most } else { rng.random_range(1..=most) }
+    }
+
+    fn pump_client(&mut self) {
+        let now = self.now;
+        if self.plan.stalls && !self.client_stalled && self.rng.random_ratio(1, 60) {
+            self.client_stalled = true;
+            let delay = ms(self.rng.random_range(1..900));
+            self.post(now + delay, Parcel::ClientGoesOn, Bytes::new());
+        }
+        let Some(client) = &mut self.client else { return };
+        let app = &mut self.client_app;
+        if !self.client_stalled {
+            app.run();
+        }
+        loop {
+            let take = Self::piece(&mut self.rng, client.read_capacity(), app.socket.len());
+            if take == 0 {
+                break;
+            }
+            let bytes: Vec<u8> = app.socket.drain(..take).collect();
+            client.app_read(bytes.into(), now);
+            self.outcome.largest_log = self.outcome.largest_log.max(client.log_memory());
+            if !self.client_stalled {
+                app.run();
+            }
+        }
+        if app.socket.is_empty() && client.is_established() {
+            if app.closed && !self.client_close_told {
+                self.client_close_told = true;
+                client.app_closed(now);
+            } else if app.ended && !app.closed && !self.client_eof_told {
+                self.client_eof_told = true;
+                client.app_eof(now);
+            }
+        }
+        while let Some(action) = client.poll_app(now) {
+            match action {
+                AppAction::Write if self.client_stalled => break,
+                AppAction::Write => {
+                    let mut slices = [IoSlice::new(&[]); 3];
+                    let filled = client.app_slices(&mut slices);
+                    let all: Vec<u8> = slices[..filled].iter().flat_map(|s| s.iter().copied()).collect();
+                    let take = Self::piece(&mut self.rng, usize::MAX, all.len());
+                    app.hear(&all[..take]);
+                    client.app_wrote(take, now);
+                }
+                AppAction::ShutdownWrite => app.eofs += 1,
+                AppAction::Reset(reason) => {
+                    assert!(self.outcome.client_reset.is_none(), "reset twice");
+                    self.outcome.client_reset = Some((reason, now - self.start));
+                }
+            }
+        }
+        let mut out = Vec::new();
+        while let Some((record, payload)) = client.poll_transmit(now) {
+            assert!(payload.len() <= self.plan.config.max_data);
+            out.push((record, payload));
+        }
+        while let Some(event) = client.poll_event() {
+            self.outcome.client_events.push(event);
+        }
+        if client.is_drained() {
+            self.client = None;
+        }
+        for (record, payload) in out {
+            self.send(Parcel::ToServer, record, &payload);
+        }
+    }
+
+    fn pump_server(&mut self) {
+        let now = self.now;
+        if self.plan.stalls && !self.server_stalled && self.rng.random_ratio(1, 60) {
+            self.server_stalled = true;
+            let delay = ms(self.rng.random_range(1..900));
+            self.post(now + delay, Parcel::ServerGoesOn, Bytes::new());
+        }
+        let Some(server) = &mut self.server else { return };
+        while let Some(action) = server.poll_app(now) {
+            let Some(process) = &mut self.process else {
+                panic!("{action:?} without a process");
+            };
+            match action {
+                AppAction::Write if self.server_stalled => break,
+                AppAction::Write => {
+                    let mut slices = [IoSlice::new(&[]); 3];
+                    let filled = server.app_slices(&mut slices);
+                    let all: Vec<u8> = slices[..filled].iter().flat_map(|s| s.iter().copied()).collect();
+                    let take = Self::piece(&mut self.rng, SOCKET, all.len());
+                    process.hear(&all[..take], &mut self.disk);
+                    server.app_wrote(take, now);
+                }
+                AppAction::ShutdownWrite => process.hear_eof(),
+                AppAction::Reset(reason) => {
+                    self.outcome.server_reset = Some(reason);
+                    self.process = None;
+                }
+            }
+        }
+        if let Some(process) = &mut self.process {
+            if !self.server_stalled {
+                process.run(&mut self.disk);
+            }
+            loop {
+                let take = Self::piece(&mut self.rng, server.read_capacity(), process.socket.len());
+                if take == 0 {
+                    break;
+                }
+                let bytes: Vec<u8> = process.socket.drain(..take).collect();
+                server.app_read(bytes.into(), now);
+            }
+            if process.closed && process.socket.is_empty() && server.is_attached() {
+                server.app_closed(now);
+                self.process = None;
+            }
+        }
+        let mut out = Vec::new();
+        while let Some((record, payload)) = server.poll_transmit(now) {
+            assert!(payload.len() <= self.plan.config.max_data);
+            out.push((record, payload));
+        }
+        while let Some(event) = server.poll_event() {
+            self.outcome.server_events.push(event);
+        }
+        if server.is_drained() {
+            self.server = None;
+            self.tombstone = true;
+        }
+        for (record, payload) in out {
+            self.send(Parcel::ToClient, record, &payload);
+        }
+    }
+
+    fn check(&self) {
+        let window = self.plan.config.window as usize;
+        if let Some(client) = &self.client {
+            assert!(client.app_waiting() <= window, "client's window: {}", self.describe());
+        }
+        if let Some(server) = &self.server {
+            assert!(server.app_waiting() <= window, "server's window: {}", self.describe());
+        }
+        if !self.compare {
+            return;
+        }
+        let app = &self.client_app;
+        assert!(app.eofs <= 1, "the end was passed twice");
+        if app.model != Model::Source {
+            assert!(
+                app.expected.starts_with(&app.heard),
+                "the client heard something else: {} of {}; {}",
+                app.heard.len(),
+                app.expected.len(),
+                self.describe()
+            );
+            if let Some(process) = &self.process {
+                let from = self.attached_from as usize;
+                assert!(
+                    app.said[from..].starts_with(&process.heard),
+                    "a process heard something else: {}",
+                    self.describe()
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! Dispatch without actor, clock or socket.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::cell::RefCell;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+
+use super::*;
+use crate::composition::Composition;
+use crate::element::{ElementKind, Operations};
+
+armor_proto::operations! { TEST_OPERATIONS;
+    0x7f00 MSG_NOTE => pub struct Note { text: String }
+    0x7f01 MSG_NEST => pub struct Nest {}
+    0x7f02 MSG_UNHEARD => pub struct Unheard {}
+}
+
+thread_local! {
+    static HEARD: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+    static ROUTED: RefCell<Vec<Routed>> = const { RefCell::new(Vec::new()) };
+}
+
+fn heard() -> Vec<String> {
+    HEARD.take()
+}
+
+fn note(text: &str) -> Note {
+    Note { text: text.to_owned() }
+}
+
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NoConfig {}
+
+struct First;
+
+impl Element for First {
+    const NAME: &'static str = "first";
+    const PURPOSE: &'static str = "hears notes";
+    const EXAMPLE: &'static str = "";
+    type Config = NoConfig;
+
+    fn new(_: NoConfig, _: &Setup) -> Result<Self, String> {
+        Ok(First)
+    }
+
+    fn operations(operations: &mut Operations<Self>) {
+        operations.on(|_, operation: &Note, context| {
+            HEARD.with_borrow_mut(|heard| heard.push(format!("first {}", operation.text)));
+            let count = context.message_mut().map(|message| {
+                let count = message.fields.read::<u32>("count").unwrap().unwrap_or(0) + 1;
+                message.fields.set("count", &count).unwrap();
+                count
+            });
+            HEARD.with_borrow_mut(|heard| heard.push(format!("count {}", count.unwrap())));
+        });
+        operations.on(|_, _: &Nest, context| {
+            context.push_operation(note("pushed"));
+            context.push_bundle(Bundle::new(ArmorId(77), note("elsewhere")));
+        });
+    }
+}
+
+struct Second;
+
+impl Element for Second {
+    const NAME: &'static str = "second";
+    const PURPOSE: &'static str = "hears notes and routes";
+    const EXAMPLE: &'static str = "";
+    const EXCLUDES: &'static [&'static str] = &["third"];
+    type Config = NoConfig;
+
+    fn new(_: NoConfig, _: &Setup) -> Result<Self, String> {
+        Ok(Second)
+    }
+
+    fn operations(operations: &mut Operations<Self>) {
+        operations.on(|_, operation: &Note, _| HEARD.with_borrow_mut(|heard| heard.push(format!("second {}", operation.text))));
+        operations.on(|_, _: &Route, context| {
+            if let Some(routed) = context.take_routed() {
+                ROUTED.with_borrow_mut(|all| all.push(routed));
+            }
+        });
+        operations.emits::<Unheard>();
+    }
+}
+
+struct Third;
+
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Interval {
+    interval_ms: u64,
+}
+
+impl Element for Third {
+    const NAME: &'static str = "third";
+    const PURPOSE: &'static str = "has a key";
+    const EXAMPLE: &'static str = "interval_ms = 5";
+    type Config = Interval;
+
+    fn new(config: Interval, _: &Setup) -> Result<Self, String> {
+        if config.interval_ms == 0 { Err("interval_ms must not be 0".to_owned()) } else { Ok(Third) }
+    }
+
+    fn operations(_: &mut Operations<Self>) {}
+}
+
+fn kinds() -> Vec<ElementKind> {
+    vec![ElementKind::of::<First>(), ElementKind::of::<Second>(), ElementKind::of::<Third>()]
+}
+
+struct Idle;
+
+impl Spawner for Idle {
+    fn spawn(&self, _: Pin<Box<dyn Future<Output = ()>>>) {}
+    fn timer(&self, _: Duration, _: Rc<ElementCell>, _: u64) {}
+    fn resend(&self, _: Duration, _: Rc<Armor>) {}
+    fn stop(&self) {}
+}
+
+const ME: ArmorId = ArmorId(5);
+
+fn armor() -> Rc<Armor> {
+    heard();
+    ROUTED.take();
+    let setup = Setup { armor: ME, name: "me".into(), kind: "test".into(), run_dir: "/nowhere".into() };
+    let text = "[[element]]\nname = \"first\"\n[[element]]\nname = \"second\"\n";
+    let elements = Composition::parse("t", text, &kinds()).unwrap().build(&kinds(), &setup).unwrap();
+    Armor::new(setup, elements, 1, Box::new(Idle))
+}
+
+impl Armor {
+    fn deliver(&self, message: Message) {
+        self.enqueue(Queued::Message(self.stamp(message)));
+        self.drain();
+    }
+
+    fn deliver_frame(&self, message: &Message) {
+        let encoded = armor_proto::frame::encode(message, &mut BytesMut::new()).unwrap();
+        let mut bytes = BytesMut::from(&encoded.head[..]);
+        bytes.extend_from_slice(&encoded.payload);
+        self.enqueue(Queued::Frame(Frame::take(&mut bytes).unwrap().unwrap()));
+        self.drain();
+    }
+}
+
+fn routed() -> Vec<ArmorId> {
+    ROUTED.take().iter().map(Routed::destination).filter(|to| *to != ArmorId::FTM).collect()
+}
+
+#[test]
+fn operations_are_delivered_in_order_to_subscribers_in_composition_order_and_share_payload_fields() {
+    let armor = armor();
+    armor.deliver(Message::new(Bundle::new(ME, note("a")).then(note("b"))));
+    assert_eq!(heard(), ["first a", "count 1", "second a", "first b", "count 2", "second b"]);
+}
+
+#[test]
+fn pushed_bundles_travel_before_the_rest_of_the_current_one_and_the_message_comes_back() {
+    let armor = armor();
+    armor.deliver(Message::new(Bundle::new(ME, Nest {}).then(note("rest"))));
+    assert!(heard().is_empty());
+    let Some(Routed::Message(mut away)) = ROUTED.take().pop() else { panic!("a message has left") };
+    assert_eq!(away.destination(), Some(ArmorId(77)));
+    // The other ARMOR is done with its bundle: the message comes home with what was left.
+    away.pop();
+    armor.deliver_frame(&away);
+    assert_eq!(heard(), ["first pushed", "count 1", "second pushed", "first rest", "count 2", "second rest"]);
+}
+
+#[test]
+fn a_message_whose_bundle_is_done_travels_to_the_next_destination() {
+    let armor = armor();
+    armor.deliver(Message::to(ME, note("here")).followed_by(Bundle::new(ArmorId(9), note("there"))));
+    assert_eq!(heard().len(), 3);
+    assert_eq!(routed(), [ArmorId(9)]);
+}
+
+#[test]
+fn an_unknown_operation_drops_the_message_and_is_counted() {
+    let armor = armor();
+    armor.deliver(Message::new(Bundle::new(ME, Unheard {}).then(note("never"))));
+    assert!(heard().is_empty());
+    assert_eq!(armor.counters.unknown_operation.get(), 1);
+}
+
+#[test]
+fn a_resent_message_is_processed_once_and_acknowledged_twice() {
+    let armor = armor();
+    let mut message = Message::to(ME, note("once")).followed_by(Bundle::new(ArmorId(9), BundleAck { message: MessageId(3) }));
+    message.source = ArmorId(9);
+    message.id = MessageId(3);
+    message.flags = Flags::EXPECT_ACK;
+    armor.deliver_frame(&message);
+    armor.deliver_frame(&message);
+    assert_eq!(heard(), ["first once", "count 1", "second once"]);
+    assert_eq!(routed(), [ArmorId(9), ArmorId(9)]);
+    assert_eq!(armor.counters.duplicates.get(), 1);
+}
+
+#[test]
+fn an_acknowledged_message_waits_until_its_bundle_comes_home() {
+    let armor = armor();
+    armor.send_reliable(Message::to(ArmorId(9), note("x")));
+    armor.drain();
+    assert_eq!(armor.outstanding.borrow().len(), 1);
+    let Some(Routed::Message(mut away)) = ROUTED.take().pop() else { panic!("a message has left") };
+    away.pop();
+    armor.deliver_frame(&away);
+    assert!(armor.outstanding.borrow().is_empty());
+}
+
+#[test]
+fn an_operation_with_wrong_fields_is_refused_and_counted() {
+    let armor = armor();
+    let garbage = BundledOperation::Encoded { kind: Note::KIND, body: bytes::Bytes::from_static(&[0xc1]) };
+    armor.deliver(Message::to(ME, garbage));
+    assert_eq!(armor.counters.undecodable.get(), 1);
+}
+
+#[test]
+fn status_is_answered_to_the_one_who_asked() {
+    let armor = armor();
+    let mut query = Message::to(ME, StatusQuery {});
+    query.source = ArmorId(12);
+    armor.deliver(query);
+    assert_eq!(routed(), [ArmorId(12)]);
+}
+
+fn refusal(text: &str) -> String {
+    Composition::parse("c.toml", text, &kinds()).unwrap_err().to_string()
+}
+
+#[test]
+fn compositions_are_refused_with_file_line_and_column() {
+    assert_eq!(
+        refusal("[[element]]\nname = \"frist\"\n"),
+        "c.toml:2:8: unknown element \"frist\". Did you mean \"first\"? `armor elements` lists all of them"
+    );
+    let unknown_key = refusal("[[element]]\nname = \"third\"\ninterval_ms = 5\nintervall = 3\n");
+    assert!(unknown_key.starts_with("c.toml:4:1: unknown field `intervall`"), "{unknown_key}");
+    let ill_typed = refusal("[[element]]\nname = \"third\"\ninterval_ms = \"x\"\n");
+    assert!(ill_typed.starts_with("c.toml:3:15: invalid type: string \"x\""), "{ill_typed}");
+    let excluded = refusal("[[element]]\nname = \"second\"\n[[element]]\nname = \"third\"\ninterval_ms = 1\n");
+    assert!(excluded.starts_with("c.toml:4:8: elements \"third\" and \"second\" exclude each other"), "{excluded}");
+    assert!(refusal("[[element]]\nname = \"first\"\n[[element]]\nname = \"first\"\n").contains("listed twice"));
+    assert!(refusal("[armor]\nkind = \"x\"\n").contains("no [[element]]"));
+    assert!(refusal("[other]\n").contains("unknown table \"other\""));
+}
+
+#[test]
+fn an_operation_that_nobody_hears_is_a_warning() {
+    let composition = Composition::parse("c", "[[element]]\nname = \"second\"\n", &kinds()).unwrap();
+    let warnings = Composition::unheard(&[&composition], &kinds());
+    assert_eq!(warnings, [crate::composition::Warning("second emits MSG_UNHEARD and no element hears it".to_owned())]);
+}
+
+#[test]
+fn settings_replace_keys_of_a_composition() {
+    let composition = Composition::parse("c", "[[element]]\nname = \"third\"\ninterval_ms = 5\n", &kinds()).unwrap();
+    let set = |value: &str| composition.with_settings(&[("third".into(), "interval_ms".into(), value.into())], &kinds());
+    assert!(set("7").is_ok());
+    assert!(set("word").is_err());
+    assert!(composition.with_settings(&[("fourth".into(), "a".into(), "1".into())], &kinds()).is_err());
+}

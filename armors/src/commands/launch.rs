@@ -1,0 +1,219 @@
+//! `armor launch`: a protected and supervised server, in the background.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, anyhow, bail};
+use armor_elements::operations::{AppLaunch, AppLaunched, ApplicationSpec, OnDivergence, Policy};
+use armor_proto::ids::ArmorId;
+
+use super::run::{install, warn_if_unprotected};
+use crate::client::Client;
+use crate::environment::{self, Base, Place};
+use crate::program::{self, Found};
+use crate::survey::{element, entries, text};
+use crate::{output, services};
+
+/// Launch a server that is protected, watched and restarted when it fails
+///
+/// Its clients' connections outlive its crashes. Give the command after `--`, or a service file that describes it;
+/// options win over the file.
+#[derive(clap::Args)]
+pub(crate) struct Launch {
+    /// Name of the service, unique on its node
+    #[arg(long, required_unless_present = "service")]
+    name: Option<String>,
+    /// How connections recover: go on where the stream was, replay the last request, or replay the stream from its beginning [default: request]
+    #[arg(long, value_enum)]
+    policy: Option<PolicyName>,
+    /// When the restarted server says something else than its client was told already [default: reset]
+    #[arg(long, value_enum, value_name = "WHAT")]
+    on_divergence: Option<DivergenceName>,
+    /// Restarts allowed within a minute; one more failure ends the service [default: 10]
+    #[arg(long, value_name = "N")]
+    restart_limit: Option<u32>,
+    /// Clients get ECONNRESET when a recovery takes longer [default: 30]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    deadline: Option<Duration>,
+    /// Node to launch on [default: the only one, or node1]
+    #[arg(long, value_name = "NAME")]
+    node: Option<String>,
+    /// Oversee it by an ARMOR process of its own instead of the node's daemon
+    #[arg(long)]
+    execution_armor: bool,
+    /// Wait until it has bound an address, at most so long; 0: do not wait
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "10")]
+    wait: Duration,
+    /// Set an environment variable for it
+    #[arg(short, long = "env", value_name = "KEY=VALUE", value_parser = variable)]
+    environment: Vec<(String, String)>,
+    #[command(flatten)]
+    place: Place,
+    /// Service file (TOML) instead of a command
+    #[arg(value_name = "SERVICE.toml", required_unless_present = "command", conflicts_with = "command")]
+    service: Option<PathBuf>,
+    /// The program and its arguments, after `--`
+    #[arg(last = true, value_name = "COMMAND")]
+    command: Vec<String>,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum PolicyName {
+    Reconnect,
+    Request,
+    Stream,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum DivergenceName {
+    Reset,
+    Continue,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse::<f64>().map_err(|_| "expected seconds, such as 10 or 0.5".to_owned())?;
+    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
+}
+
+fn variable(text: &str) -> Result<(String, String), String> {
+    let split = text.split_once('=').filter(|(key, _)| !key.is_empty());
+    split.map(|(key, value)| (key.to_owned(), value.to_owned())).ok_or_else(|| "expected KEY=VALUE".to_owned())
+}
+
+impl Launch {
+    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        let mut spec = self.spec()?;
+        let name = spec.name.clone();
+        if let Some(refused) = locate_program(&mut spec)? {
+            return Ok(refused);
+        }
+        let base = Base::of(&self.place)?;
+        let daemon = base.node(self.node.as_deref())?;
+        let mut client = Client::attach(&daemon)?;
+        let overseer = if self.execution_armor { install(&mut client, &daemon, &name)?.armor } else { daemon.armor() };
+        client.send(overseer, AppLaunch { spec })?;
+        let launched: AppLaunched = client.wait(Duration::from_secs(10)).with_context(|| format!("{name} on {}", daemon.name))?;
+        if !launched.error.is_empty() {
+            bail!("{name} cannot be launched on {}: {}", daemon.name, launched.error);
+        }
+        let mut watch = Watch { client, overseer, name: &name, log: None };
+        let bound = if self.wait.is_zero() { None } else { watch.bound(self.wait)? };
+        if watch.log.is_none() {
+            watch.look()?;
+        }
+        let log = watch.log.map_or_else(|| "unknown".to_owned(), |log| log.display().to_string());
+        let addresses = bound.as_ref().map_or_else(String::new, |addresses| format!(", serves {}", addresses.join(", ")));
+        output::print(&format!("{name}: launched on {}, pid {}{addresses}\nlog: {log}\n", daemon.name, launched.pid))?;
+        if bound.is_none() && !self.wait.is_zero() {
+            eprintln!(
+                "armor: {name} has not bound an address within {} s; it goes on running. Look at its log, give it longer with --wait, or \
+                 use --wait 0 for a program that serves nothing.",
+                self.wait.as_secs_f64()
+            );
+            return Ok(ExitCode::from(4));
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn spec(&self) -> anyhow::Result<ApplicationSpec> {
+        let mut spec = match &self.service {
+            Some(path) => services::read(path)?,
+            None => serde_json::from_value(serde_json::json!({ "name": self.name, "command": self.command })).context("the command line")?,
+        };
+        if let Some(name) = &self.name {
+            services::check_name(name).map_err(|reason| anyhow!("--name: {reason}"))?;
+            spec.name.clone_from(name);
+        }
+        if spec.directory.is_none() {
+            spec.directory = Some(services::utf8(std::env::current_dir().context("the working directory is gone")?)?);
+        }
+        spec.environment.extend(self.environment.iter().cloned());
+        match self.policy {
+            Some(PolicyName::Reconnect) => spec.policy = Policy::Reconnect,
+            Some(PolicyName::Request) => spec.policy = Policy::Request,
+            Some(PolicyName::Stream) => spec.policy = Policy::Stream,
+            None => {}
+        }
+        match self.on_divergence {
+            Some(DivergenceName::Reset) => spec.on_divergence = OnDivergence::Reset,
+            Some(DivergenceName::Continue) => spec.on_divergence = OnDivergence::Continue,
+            None => {}
+        }
+        if let Some(limit) = self.restart_limit {
+            spec.restart_limit = limit;
+        }
+        if let Some(deadline) = self.deadline {
+            spec.deadline_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
+        }
+        Ok(spec)
+    }
+}
+
+/// Makes the program's path absolute, as found from here: the daemon has another PATH and directory.
+fn locate_program(spec: &mut ApplicationSpec) -> anyhow::Result<Option<ExitCode>> {
+    let Some(program) = spec.command.first_mut() else { bail!("{}: no command", spec.name) };
+    match program::find(Path::new(&*program)) {
+        Found::At(path) => {
+            warn_if_unprotected(&path);
+            *program = services::utf8(std::path::absolute(&path).context("the working directory is gone")?)?;
+            Ok(None)
+        }
+        Found::Forbidden(path) => {
+            eprintln!("armor: {} is not executable", path.display());
+            Ok(Some(ExitCode::from(126)))
+        }
+        Found::Missing => {
+            eprintln!("armor: {program}: command not found");
+            Ok(Some(ExitCode::from(127)))
+        }
+    }
+}
+
+/// Watches a launched application until it serves.
+struct Watch<'a> {
+    client: Client,
+    overseer: ArmorId,
+    name: &'a str,
+    log: Option<PathBuf>,
+}
+
+impl Watch<'_> {
+    /// Addresses that it has bound; `None` when there is none in time.
+    ///
+    /// # Errors
+    /// When it has ended.
+    fn bound(&mut self, patience: Duration) -> anyhow::Result<Option<Vec<String>>> {
+        let deadline = Instant::now() + patience;
+        loop {
+            let addresses = self.look()?;
+            if !addresses.is_empty() {
+                return Ok(Some(addresses));
+            }
+            if Instant::now() > deadline {
+                return Ok(None);
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn look(&mut self) -> anyhow::Result<Vec<String>> {
+        let statuses = self.client.statuses(&[ArmorId::FTM, self.overseer], Duration::from_secs(2))?;
+        let overseer = self.overseer.to_string();
+        let addresses = statuses.get(&ArmorId::FTM).into_iter().flat_map(|ftm| entries(&element(ftm, "APP_SERVER_DB")["servers"]));
+        // Another node may have a service of the same name.
+        let own = addresses.filter(|row| row["service"] == self.name && row["armor"].as_str().is_none_or(|armor| armor == overseer));
+        let own: Vec<String> = own.map(|row| text(&row["address"])).collect();
+        let applications = statuses.get(&self.overseer).map_or(&[][..], |status| entries(&element(status, "app_oversight")["applications"]));
+        if let Some(row) = applications.iter().find(|row| row["name"] == self.name) {
+            self.log = row["log"].as_str().map(PathBuf::from);
+            let state = text(&row["state"]);
+            if own.is_empty() && (state == "ended" || state == "given-up") {
+                let tail = self.log.as_deref().map_or_else(String::new, |log| format!("; {}", environment::tail(log)));
+                let restarts = text(&row["restarts"]);
+                bail!("{} has {} after {restarts} restarts without serving anything{tail}", self.name, if state == "ended" { "ended" } else { "failed for good" });
+            }
+        }
+        Ok(own)
+    }
+}

@@ -1,0 +1,45 @@
+//! The subcommands, one file each.
+
+mod check;
+mod down;
+mod elements;
+mod events;
+mod launch;
+mod run;
+mod start;
+mod status;
+mod stop;
+mod up;
+
+use std::process::ExitCode;
+
+#[derive(clap::Subcommand)]
+pub(crate) enum Command {
+    Up(up::Up),
+    Launch(launch::Launch),
+    Run(run::Run),
+    Stop(stop::Stop),
+    Status(status::Status),
+    Events(events::Events),
+    Down(down::Down),
+    Start(start::Start),
+    Check(check::Check),
+    Elements(elements::Elements),
+}
+
+impl Command {
+    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        match self {
+            Command::Up(up) => up.run(),
+            Command::Launch(launch) => launch.run(),
+            Command::Run(run) => run.run(),
+            Command::Stop(stop) => stop.run(),
+            Command::Status(status) => status.run(),
+            Command::Events(events) => events.run(),
+            Command::Down(down) => down.run(),
+            Command::Start(start) => start.run(),
+            Command::Check(check) => check.run(),
+            Command::Elements(elements) => elements.run(),
+        }
+    }
+}

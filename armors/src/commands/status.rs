@@ -1,0 +1,188 @@
+//! `armor status`: what runs, what is connected, what was recovered.
+
+use std::process::ExitCode;
+
+use serde_json::{Value, json};
+
+use crate::environment::{Base, Place};
+use crate::output::{self, Table};
+use crate::survey::{Found, Survey, entries, text};
+
+/// Show nodes, ARMORs, applications, services, connections and recoveries
+#[derive(clap::Args)]
+pub(crate) struct Status {
+    /// Everything that the ARMORs say, as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    place: Place,
+}
+
+impl Status {
+    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        let base = Base::of(&self.place)?;
+        let survey = Survey::take(&base)?;
+        let text = if self.json { format!("{:#}\n", everything(&survey)) } else { tables(&survey) };
+        output::print(&text)?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn everything(survey: &Survey) -> Value {
+    let armors: Vec<Value> = survey
+        .armors
+        .iter()
+        .map(|found| json!({ "name": found.name, "armor": found.armor.to_string(), "answers": found.status.is_some(), "status": found.status }))
+        .collect();
+    json!({ "armors": armors })
+}
+
+fn tables(survey: &Survey) -> String {
+    let sections = [
+        ("Nodes", nodes(survey)),
+        ("ARMORs", armors(survey)),
+        ("Applications", applications(survey)),
+        ("Services", services(survey)),
+        ("Connections", connections(survey)),
+        ("Recoveries", recoveries(survey)),
+    ];
+    let shown: Vec<String> = sections
+        .iter()
+        .map(|(title, table)| (title, table.render()))
+        .map(|(title, table)| if table.is_empty() { format!("{title}: none\n") } else { format!("{title}\n{}", indent(&table)) })
+        .collect();
+    shown.join("\n")
+}
+
+fn indent(text: &str) -> String {
+    text.lines().map(|line| format!("  {line}\n")).collect()
+}
+
+fn nodes(survey: &Survey) -> Table {
+    let mut table = Table::new(&["NODE", "ADDRESS", "ALIVE"]);
+    let Some(ftm) = survey.armors.first() else { return table };
+    for row in ftm.list("daemon_registry", "daemons") {
+        let heard = ftm.list("ftm_heartbeat", "daemons").iter().find(|heard| heard["name"] == row["name"]).map(|heard| &heard["alive"]);
+        let alive = match heard {
+            Some(Value::Bool(true)) => "yes",
+            Some(Value::Bool(false)) => "no",
+            _ => "",
+        };
+        table.row([text(&row["name"]), text(&row["address"]), alive.to_owned()]);
+    }
+    table
+}
+
+fn armors(survey: &Survey) -> Table {
+    let mut table = Table::new(&["ARMOR", "KIND", "PID", "IDENTITY", "STATE"]);
+    for found in &survey.armors {
+        let (kind, pid, state) = match &found.status {
+            Some(status) => (text(&status["kind"]), text(&status["pid"]), "runs"),
+            None => (String::new(), String::new(), "no answer"),
+        };
+        table.row([found.name.clone(), kind, pid, found.armor.to_string(), state.to_owned()]);
+    }
+    table
+}
+
+fn applications(survey: &Survey) -> Table {
+    let mut table = Table::new(&["APPLICATION", "ARMOR", "STATE", "PID", "RESTARTS", "INCARNATION", "COMMAND"]);
+    for (found, row) in rows(survey, "app_oversight", "applications") {
+        let command = match &row["command"] {
+            Value::Array(words) => words.iter().map(text).collect::<Vec<_>>().join(" "),
+            other => text(other),
+        };
+        let [name, state, pid, restarts, incarnation] = ["name", "state", "pid", "restarts", "incarnation"].map(|key| text(&row[key]));
+        table.row([name, found.name.clone(), state, pid, restarts, incarnation, command]);
+    }
+    table
+}
+
+fn services(survey: &Survey) -> Table {
+    let mut table = Table::new(&["SERVICE", "ADDRESS", "ARMOR", "POLICY", "INCARNATION", "CLIENTS"]);
+    for row in survey.armors.first().map_or(&[][..], |ftm| ftm.list("APP_SERVER_DB", "servers")) {
+        let [service, address, policy, incarnation, clients] = ["service", "address", "policy", "incarnation", "clients"].map(|key| text(&row[key]));
+        table.row([service, address, name_of(survey, &text(&row["armor"])), policy, incarnation, clients]);
+    }
+    table
+}
+
+fn connections(survey: &Survey) -> Table {
+    let mut table = Table::new(&["CONNECTION", "END", "ARMOR", "SERVICE", "ADDRESS", "PEER", "STATE", "SENT", "RECEIVED"]);
+    let servers = survey.armors.first().map_or(&[][..], |ftm| ftm.list("APP_SERVER_DB", "servers"));
+    for (end, element) in [("client", "APP_COMM_CLIENT"), ("server", "APP_COMM_SERVER")] {
+        for (found, row) in rows(survey, element, "connections") {
+            let listed = || servers.iter().find(|server| server["address"] == row["address"]).map_or_else(String::new, |server| text(&server["service"]));
+            let service = Some(text(&row["service"])).filter(|service| !service.is_empty()).unwrap_or_else(listed);
+            let [id, address, peer, state, sent, received] = ["id", "address", "peer", "state", "sent", "received"].map(|key| text(&row[key]));
+            table.row([id, end.to_owned(), found.name.clone(), service, address, peer, state, sent, received]);
+        }
+    }
+    table
+}
+
+fn recoveries(survey: &Survey) -> Table {
+    let mut table = Table::new(&["SERVICE", "FAILED AT", "TIMELINE (ms since the failure)"]);
+    for (_, row) in rows(survey, "APP_COMM_SERVER", "recoveries") {
+        let at = row["at_ms"].as_u64().map_or_else(String::new, output::time);
+        table.row([text(&row["service"]), at, timeline(row)]);
+    }
+    table
+}
+
+fn timeline(recovery: &Value) -> String {
+    let steps = ["detected", "restarted", "bound", "replayed", "flowing"];
+    let reached = steps.iter().filter(|step| !recovery[format!("{step}_ms")].is_null());
+    reached.map(|step| format!("{step} {}", text(&recovery[format!("{step}_ms")]))).collect::<Vec<_>>().join(", ")
+}
+
+fn rows<'a>(survey: &'a Survey, element: &'a str, list: &'a str) -> impl Iterator<Item = (&'a Found, &'a Value)> {
+    survey.armors.iter().flat_map(move |found| entries(&found.element(element)[list]).iter().map(move |row| (found, row)))
+}
+
+fn name_of(survey: &Survey, armor: &str) -> String {
+    survey.armors.iter().find(|found| found.armor.to_string() == armor).map_or_else(|| armor.to_owned(), |found| found.name.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use armor_proto::ids::ArmorId;
+
+    fn survey() -> Survey {
+        let ftm = json!({ "kind": "ftm", "pid": 7, "elements": {
+            "daemon_registry": { "state": { "daemons": [{ "name": "node1", "armor": ArmorId::of_name("node1").to_string(), "address": "127.0.0.1:5" }] } },
+            "ftm_heartbeat": { "state": { "daemons": [{ "name": "node1", "alive": true }] } },
+            "APP_SERVER_DB": { "state": { "servers": [{ "address": "127.0.0.1:8080", "service": "web", "armor": ArmorId::of_name("node1").to_string(), "incarnation": 2 }] } },
+        } });
+        let node = json!({ "kind": "daemon", "pid": 8, "elements": {
+            "app_oversight": { "state": { "applications": [{ "name": "web", "state": "running", "pid": 9, "restarts": 1, "command": ["a", "b"] }] } },
+            "APP_COMM_SERVER": { "state": {
+                "connections": [{ "id": "1", "address": "127.0.0.1:8080", "state": "flowing", "sent": 10 }],
+                "recoveries": [{ "service": "web", "at_ms": 0, "failed_ms": 0, "detected_ms": 1, "restarted_ms": 9 }] } },
+        } });
+        let found = |name: &str, status| Found { name: name.to_owned(), armor: ArmorId::of_name(name), status };
+        Survey { armors: vec![found("ftm", Some(ftm)), found("node1", Some(node)), found("node1/db", None)] }
+    }
+
+    #[test]
+    fn tables_show_what_is_there_and_dashes_for_what_is_not() {
+        let text = tables(&survey());
+        for expected in [
+            "  node1  127.0.0.1:5  yes\n",
+            "node1/db  -       -    ",
+            "  web          node1  running  9    1         -            a b\n",
+            "  web      127.0.0.1:8080  node1  -       2            -\n",
+            "  1           server  node1  web      127.0.0.1:8080  -     flowing  10    -\n",
+            "  web      1970-01-01T00:00:00.000Z  detected 1, restarted 9\n",
+        ] {
+            assert!(text.contains(expected), "{expected:?} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn an_environment_without_anything_is_shown_as_empty() {
+        let text = tables(&Survey { armors: vec![Found { name: "ftm".to_owned(), armor: ArmorId::FTM, status: None }] });
+        assert!(text.contains("Connections: none\n"), "{text}");
+    }
+}

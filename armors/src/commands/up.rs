@@ -1,0 +1,204 @@
+//! `armor up`: an environment on this machine, in the background.
+
+use std::fmt::Write as _;
+use std::fs::OpenOptions;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _, UdpSocket};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, anyhow, bail};
+use armor_proto::hookup::{ENV_RUN_DIR, ENV_SERVICE, ENV_SHIM_PATH};
+use armor_proto::ids::ArmorId;
+
+use crate::client::Client;
+use crate::environment::{ArmorDirectory, Base, Place};
+use crate::survey::{element, entries};
+use crate::{output, services, shim_library};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Start an ARMOR environment: the FTM and a daemon, in the background
+///
+/// With --ftm it joins the network of an FTM elsewhere and starts a daemon only. What runs already is left running.
+#[derive(clap::Args)]
+pub(crate) struct Up {
+    /// Name of a node's daemon, unique in the network; several give several daemons on this machine
+    #[arg(long = "node", value_name = "NAME", default_value = "node1")]
+    nodes: Vec<String>,
+    /// Address for links between nodes: of the FTM, or of the daemon with --ftm [default: loopback, or this machine's address towards --ftm]
+    #[arg(long, value_name = "ADDR:PORT")]
+    listen: Option<SocketAddr>,
+    /// Join the FTM at this address (its --listen)
+    #[arg(long, value_name = "HOST:PORT")]
+    ftm: Option<String>,
+    #[command(flatten)]
+    place: Place,
+}
+
+impl Up {
+    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        for name in &self.nodes {
+            services::check_name(name).map_err(|reason| anyhow!("--node: {reason}"))?;
+            if name == "ftm" {
+                bail!("--node: \"ftm\" is the name of the FTM; choose another");
+            }
+        }
+        let base = Base::of(&self.place)?;
+        base.create()?;
+        let mut started = Started { children: Vec::new() };
+        let mut text = String::new();
+
+        let (ftm, listen) = match &self.ftm {
+            Some(ftm) => {
+                let address = resolve(ftm)?;
+                (address.to_string(), self.listen.map_or_else(|| towards(address), Ok)?)
+            }
+            None => {
+                let directory = base.armor("ftm");
+                let listen = self.listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)));
+                started.armor(&base, &directory, "ftm", &[format!("daemon_tcp_mgmt.listen={listen}")], &mut text)?;
+                let address = directory.tcp_address().with_context(|| format!("the FTM has not written {}/tcp.addr", directory.path().display()))?;
+                // Daemons of this machine are beside the FTM, on a port that the kernel chooses.
+                (address, SocketAddr::new(listen.ip(), 0))
+            }
+        };
+        for name in &self.nodes {
+            let directory = base.armor(name);
+            let settings = [format!("daemon_tcp_mgmt.ftm={ftm}"), format!("daemon_tcp_mgmt.listen={listen}")];
+            started.armor(&base, &directory, "daemon", &settings, &mut text)?;
+            registered(&directory, &ftm)?;
+        }
+        let everything_ran = started.children.is_empty();
+        started.children.clear();
+        let heading = if everything_ran { "The environment is up already." } else { "The environment is up." };
+        let (option, directory) = (base.option(), base.path().display());
+        output::print(&format!(
+            "{text}{heading} Run directory: {directory}\n\nNext:\n  \
+             armor launch{option} --name web -- python3 -m http.server 8080   # a protected server\n  \
+             armor run{option} -- curl http://127.0.0.1:8080/                 # any client\n  \
+             armor status{option}\n  \
+             armor down{option}\n"
+        ))?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// What this call has started: ended again when something later fails.
+struct Started {
+    children: Vec<(ArmorDirectory, Child)>,
+}
+
+impl Started {
+    fn armor(&mut self, base: &Base, directory: &ArmorDirectory, composition: &str, settings: &[String], text: &mut String) -> anyhow::Result<()> {
+        let name = &directory.name;
+        if let Some(pid) = directory.pid() {
+            writeln!(text, "{name}: runs already, pid {pid}")?;
+            return Ok(());
+        }
+        directory.clean()?;
+        self.children.push((directory.clone(), spawn(base, directory, composition, settings)?));
+        if let Some((_, child)) = self.children.last_mut() {
+            ready(directory, child)?;
+            let address = directory.tcp_address().map_or_else(String::new, |address| format!(", links at {address}"));
+            writeln!(text, "{name}: started, pid {}{address}", child.id())?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        for (directory, child) in self.children.iter_mut().rev() {
+            if let Some(pid) = rustix::process::Pid::from_raw(child.id().cast_signed())
+                && child.try_wait().is_ok_and(|ended| ended.is_none())
+            {
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+                let deadline = Instant::now() + Duration::from_secs(3);
+                while child.try_wait().is_ok_and(|ended| ended.is_none()) && Instant::now() < deadline {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+            directory.remove_sockets();
+        }
+    }
+}
+
+fn spawn(base: &Base, directory: &ArmorDirectory, composition: &str, settings: &[String]) -> anyhow::Result<Child> {
+    let library = shim_library::install(base.path())?;
+    std::fs::create_dir_all(directory.path()).with_context(|| format!("run directory {}", directory.path().display()))?;
+    let log = directory.log();
+    let log = OpenOptions::new().create(true).append(true).mode(0o600).open(&log).with_context(|| log.display().to_string())?;
+    let program = std::env::current_exe().context("the path of the armor program is unknown")?;
+    let mut command = Command::new(&program);
+    command.args(["start", composition, "--new-session", "--name", &directory.name, "--run-dir"]).arg(directory.path());
+    for setting in settings {
+        command.args(["--set", setting]);
+    }
+    // An environment that is started from inside another one must not hook up to that one.
+    command.env_remove(ENV_RUN_DIR).env_remove(ENV_SERVICE).env(ENV_SHIM_PATH, &library);
+    match shim_library::without(std::env::var_os("LD_PRELOAD"), library.as_os_str()) {
+        Some(others) => command.env("LD_PRELOAD", others),
+        None => command.env_remove("LD_PRELOAD"),
+    };
+    command.current_dir("/").stdin(Stdio::null()).stdout(log.try_clone().context("armor.log")?).stderr(log);
+    command.spawn().with_context(|| format!("{} cannot be executed", program.display()))
+}
+
+fn ready(directory: &ArmorDirectory, child: &mut Child) -> anyhow::Result<()> {
+    let name = &directory.name;
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if directory.is_ready() && Client::attach(directory).is_ok() {
+            return Ok(());
+        }
+        if let Some(status) = child.try_wait().with_context(|| name.clone())? {
+            bail!("ARMOR {name} ended while it was starting ({status}); {}", directory.log_tail());
+        }
+        if Instant::now() > deadline {
+            bail!("ARMOR {name} was not ready within {} s; {}", PATIENCE.as_secs(), directory.log_tail());
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Waits until the FTM knows the daemon, so that what is launched next is known everywhere.
+fn registered(daemon: &ArmorDirectory, ftm: &str) -> anyhow::Result<()> {
+    let name = &daemon.name;
+    let deadline = Instant::now() + PATIENCE;
+    let mut answered = false;
+    while Instant::now() < deadline {
+        let mut client = Client::attach(daemon)?;
+        let statuses = client.statuses(&[ArmorId::FTM], Duration::from_millis(300))?;
+        if let Some(status) = statuses.get(&ArmorId::FTM) {
+            answered = true;
+            if entries(&element(status, "daemon_registry")["daemons"]).iter().any(|row| row["name"] == **name) {
+                return Ok(());
+            }
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    if answered {
+        bail!("the FTM at {ftm} did not register daemon {name}; is the name taken in this network? {}", daemon.log_tail());
+    }
+    bail!("the FTM at {ftm} does not answer daemon {name}; check the address and that no firewall is between them; {}", daemon.log_tail())
+}
+
+fn resolve(address: &str) -> anyhow::Result<SocketAddr> {
+    let mut found = address.to_socket_addrs().with_context(|| format!("--ftm {address}: expected HOST:PORT of the FTM, as in its tcp.addr"))?;
+    found.next().with_context(|| format!("--ftm {address}: the name has no address"))
+}
+
+/// This machine's address as the FTM sees it, any port.
+fn towards(ftm: SocketAddr) -> anyhow::Result<SocketAddr> {
+    let any: IpAddr = if ftm.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
+    // Connecting a datagram socket sends nothing; it chooses the route.
+    let local = UdpSocket::bind((any, 0)).and_then(|socket| {
+        socket.connect(ftm)?;
+        socket.local_addr()
+    });
+    let local = local.with_context(|| format!("no route to the FTM at {ftm}; give this machine's address with --listen"))?;
+    Ok(SocketAddr::new(local.ip(), 0))
+}

@@ -1,0 +1,188 @@
+//! A whole environment (FTM and one daemon) in a directory of its own, for one test. Everything ends with it.
+#![allow(dead_code, reason = "each test file uses what it needs")]
+
+use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// How long a condition may take to come true before a test fails.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+pub struct Environment {
+    directory: tempfile::TempDir,
+}
+
+impl Environment {
+    /// `armor up` in a fresh directory.
+    pub fn up() -> Environment {
+        Self::up_with(&[])
+    }
+
+    pub fn up_with(arguments: &[&str]) -> Environment {
+        let environment = Environment { directory: tempfile::Builder::new().prefix("armor-test-").tempdir().unwrap() };
+        let output = environment.armor(&["up"]).args(arguments).output().unwrap();
+        assert!(output.status.success(), "armor up: {}", text(&output));
+        environment
+    }
+
+    pub fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// A file in the environment's directory.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// `armor SUBCOMMAND --run-dir …`.
+    pub fn armor(&self, subcommand: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_armor"));
+        command.args(subcommand).arg("--run-dir").arg(self.path().join("run")).stdin(Stdio::null());
+        command
+    }
+
+    /// `armor launch --name NAME OPTIONS -- COMMAND`; comes back when the server has bound.
+    pub fn launch(&self, name: &str, options: &[&str], command: &[&str]) {
+        let output = self.armor(&["launch"]).args(["--name", name]).args(options).arg("--").args(command).output().unwrap();
+        assert!(output.status.success(), "armor launch {name}: {}\n{}", text(&output), self.log(name));
+    }
+
+    /// `armor run -- COMMAND`.
+    pub fn run(&self, command: &[&str]) -> Command {
+        let mut run = self.armor(&["run"]);
+        run.arg("--").args(command);
+        run
+    }
+
+    /// Runs a client to its end.
+    pub fn output(&self, command: &[&str]) -> Output {
+        self.run(command).output().unwrap()
+    }
+
+    pub fn status(&self) -> Value {
+        let output = self.armor(&["status", "--json"]).output().unwrap();
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("armor status --json: {error}: {}", text(&output)))
+    }
+
+    /// The application's row in the status.
+    pub fn application(&self, name: &str) -> Option<Value> {
+        find(&self.status(), &|value| value.get("name").and_then(Value::as_str) == Some(name) && value.get("restarts").is_some())
+    }
+
+    /// Pid of the application's process while it runs.
+    pub fn pid(&self, name: &str) -> Option<i32> {
+        let application = self.application(name)?;
+        (application.get("state")?.as_str()? == "running").then_some(application.get("pid")?.as_i64()? as i32)
+    }
+
+    /// SIGKILL to the application's process; comes back when the next life runs.
+    pub fn kill(&self, name: &str) {
+        let pid = self.wait_for("a running process", || self.pid(name));
+        let before = self.application(name).unwrap()["incarnation"].as_i64().unwrap();
+        kill(pid);
+        self.wait_for("the next life", || self.application(name).filter(|app| app["incarnation"].as_i64() > Some(before) && app["state"] == "running"));
+    }
+
+    pub fn wait_for<T>(&self, what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+        let give_up = Instant::now() + PATIENCE;
+        loop {
+            if let Some(found) = condition() {
+                return found;
+            }
+            assert!(Instant::now() < give_up, "waited {PATIENCE:?} for {what}\n{}", self.logs());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// What the application has said.
+    pub fn log(&self, name: &str) -> String {
+        std::fs::read_to_string(self.path().join(format!("run/node1/logs/{name}.log"))).unwrap_or_default()
+    }
+
+    /// The end of all logs, for a failing test.
+    pub fn logs(&self) -> String {
+        ["ftm", "node1"].iter().fold(String::new(), |all, node| {
+            let log = std::fs::read_to_string(self.path().join(format!("run/{node}/armor.log"))).unwrap_or_default();
+            let tail: Vec<&str> = log.lines().rev().take(30).collect();
+            all + &format!("--- {node}\n") + &tail.into_iter().rev().collect::<Vec<_>>().join("\n") + "\n"
+        })
+    }
+}
+
+impl Drop for Environment {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.logs());
+        }
+        let _ = self.armor(&["down"]).output();
+    }
+}
+
+pub fn kill(pid: i32) {
+    let _ = rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), rustix::process::Signal::KILL);
+}
+
+pub fn text(output: &Output) -> String {
+    format!("{}\n{}{}", output.status, String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// A port that was free a moment ago.
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+fn find(value: &Value, wanted: &dyn Fn(&Value) -> bool) -> Option<Value> {
+    if wanted(value) {
+        return Some(value.clone());
+    }
+    match value {
+        Value::Array(items) => items.iter().find_map(|item| find(item, wanted)),
+        Value::Object(fields) => fields.values().find_map(|item| find(item, wanted)),
+        _ => None,
+    }
+}
+
+/// Compiles a C program from tests/programs into the environment's directory.
+pub fn compile(environment: &Environment, name: &str) -> String {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs").join(format!("{name}.c"));
+    let program = environment.file(name);
+    let output = Command::new("gcc").args(["-O1", "-Wall", "-pthread", "-o"]).arg(&program).arg(source).output().unwrap();
+    assert!(output.status.success(), "gcc {name}.c: {}", text(&output));
+    program.display().to_string()
+}
+
+/// A client that runs beside the test, its output read line by line.
+pub struct Beside {
+    pub child: Child,
+    lines: BufReader<std::process::ChildStdout>,
+}
+
+impl Beside {
+    pub fn start(mut command: Command) -> Beside {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap());
+        Beside { child, lines }
+    }
+
+    /// The next line; `None` at the end.
+    pub fn line(&mut self) -> Option<String> {
+        let mut line = String::new();
+        (self.lines.read_line(&mut line).unwrap() > 0).then(|| line.trim_end().to_owned())
+    }
+
+    pub fn finish(mut self) -> bool {
+        while self.line().is_some() {}
+        self.child.wait().unwrap().success()
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
