@@ -289,6 +289,10 @@ impl Armor {
         tracing::info!(target: "armor::event", what = %event.what, values = ?event.values);
         let heard_here = self.subscribers.contains_key(&EventReport::KIND);
         let destination = if heard_here { self.setup.armor } else { ArmorId::FTM };
+        if destination == self.setup.armor && !heard_here {
+            // An FTM without an event log: sent to itself it would be an unknown operation, which is an event again.
+            return;
+        }
         self.enqueue(Queued::Message(self.stamp(Message::to(destination, EventReport { event }))));
     }
 

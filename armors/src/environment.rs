@@ -33,6 +33,9 @@ impl std::fmt::Display for NotUp {
 
 impl std::error::Error for NotUp {}
 
+/// `base/node1/armors/web`.
+const INSTALLED_DEPTH: usize = 3;
+
 /// The directory that holds the run directories of a machine's ARMORs.
 #[derive(Debug, Clone)]
 pub(crate) struct Base {
@@ -75,7 +78,7 @@ impl Base {
     pub(crate) fn living(&self) -> Vec<(ArmorDirectory, u32)> {
         let mut found = Vec::new();
         let mut level = vec![(String::new(), self.path.clone())];
-        for _ in 0..3 {
+        for _ in 0..INSTALLED_DEPTH {
             let mut next = Vec::new();
             for (prefix, path) in level {
                 let mut entries: Vec<_> = std::fs::read_dir(path).into_iter().flatten().flatten().collect();
@@ -86,7 +89,9 @@ impl Base {
                     if let Some(pid) = directory.pid() {
                         found.push((directory, pid));
                     }
-                    next.push((format!("{name}/"), entry.path()));
+                    // A daemon installs node1/web in node1/armors/web.
+                    let prefix = if entry.file_name() == "armors" { prefix.clone() } else { format!("{name}/") };
+                    next.push((prefix, entry.path()));
                 }
             }
             level = next;
@@ -241,7 +246,14 @@ impl ArmorDirectory {
         }
     }
 
-    /// Empties the directory of what a dead ARMOR left; its log is kept as `armor.log.old`.
+    /// Living ARMORs that this one has installed.
+    pub(crate) fn installed(&self) -> Vec<(ArmorDirectory, u32)> {
+        let below = Base { path: self.path.clone(), chosen: false };
+        let named = |(armor, pid): (ArmorDirectory, u32)| (ArmorDirectory { name: format!("{}/{}", self.name, armor.name), ..armor }, pid);
+        below.living().into_iter().map(named).collect()
+    }
+
+    /// Empties the directory of what a dead ARMOR left. Logs are kept: the ARMOR's own as `armor.log.old`.
     ///
     /// # Errors
     /// When an ARMOR that it had installed still lives, or the directory holds something else.
@@ -250,23 +262,21 @@ impl ArmorDirectory {
             return Ok(());
         }
         create_owned(&self.path)?;
-        let base = Base { path: self.path.clone(), chosen: false };
-        if let Some((orphan, pid)) = base.living().first() {
-            bail!(
-                "ARMOR {}/{} (pid {pid}) of an earlier daemon {} still runs; end it with `armor down` first",
-                self.name, orphan.name, self.name
-            );
+        if let Some((orphan, pid)) = self.installed().first() {
+            bail!("ARMOR {} (pid {pid}) of an earlier daemon {} still runs; end it with `armor down` first", orphan.name, self.name);
         }
         let entries: Vec<_> =
             std::fs::read_dir(&self.path).with_context(|| self.path.display().to_string())?.flatten().map(|entry| entry.path()).collect();
-        let known = [self.pid_file(), self.log(), self.path.join("state")];
+        let known = [self.pid_file(), self.log(), self.path.join("state"), self.path.join("armor.log.old")];
         if !entries.is_empty() && !known.iter().any(|file| entries.contains(file)) {
             bail!("{} exists and was not made by ARMOR; choose another place with --run-dir", self.path.display());
         }
-        for entry in entries.iter().filter(|entry| **entry != self.log()) {
+        let kept = [self.log(), self.path.join("logs"), self.path.join("events.jsonl"), self.path.join("events.jsonl.1")];
+        for entry in entries.iter().filter(|entry| !kept.contains(entry)) {
             let removed = if entry.is_dir() && !entry.is_symlink() { std::fs::remove_dir_all(entry) } else { std::fs::remove_file(entry) };
             removed.with_context(|| format!("{} of an earlier run cannot be removed", entry.display()))?;
         }
+        // Without a log there is nothing to rename.
         let _ = std::fs::rename(self.log(), self.path.join("armor.log.old"));
         Ok(())
     }
@@ -360,6 +370,19 @@ mod tests {
         drop(claim);
         assert!(!directory.is_ready());
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn installed_armors_are_found_under_their_names() {
+        let base = tempfile::tempdir().unwrap();
+        let node = ArmorDirectory::at("node1", base.path().join("node1"));
+        let web = ArmorDirectory::at("node1/web", base.path().join("node1/armors/web"));
+        let _claims = (node.claim().unwrap(), web.claim().unwrap());
+        let base = Base { path: base.path().to_path_buf(), chosen: true };
+        let names = |found: Vec<(ArmorDirectory, u32)>| found.into_iter().map(|(armor, _)| armor.name).collect::<Vec<_>>();
+        assert_eq!(names(base.living()), ["node1", "node1/web"]);
+        assert_eq!(names(node.installed()), ["node1/web"]);
+        assert!(node.clean().unwrap_err().to_string().starts_with("ARMOR node1/web (pid "));
     }
 
     #[test]

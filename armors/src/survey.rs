@@ -55,7 +55,8 @@ impl Survey {
                 armors.push(Found { name: name.to_owned(), armor, status: None });
             }
         };
-        for row in entries(&registry["daemons"]).iter().chain(entries(&registry["armors"])) {
+        let daemons = entries(&registry["daemons"]);
+        for row in daemons.iter().chain(daemons.iter().flat_map(|daemon| entries(&daemon["armors"]))).chain(entries(&registry["armors"])) {
             let name = text(&row["name"]);
             if let Some(armor) = armor_id(&row["armor"]) {
                 add(&name, armor);

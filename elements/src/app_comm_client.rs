@@ -400,7 +400,7 @@ impl AppCommClient {
         if let Some(reason) = turn.reset {
             self.ends.remember_reset(id);
             context.event(Event::new("connection-reset").with("connection", id).with("service", &client.server.service).with("reason", format!("{reason:?}")));
-            client.port.socket = None;
+            client.port.detach();
         }
         for event in turn.events {
             self.report(id, event, context);
@@ -463,11 +463,13 @@ impl AppCommClient {
             Some(Waiting::Polling(pending)) => pending.fail(errno),
             None => {}
         }
+        client.port.detach();
         context.event(Event::new("connect-refused").with("service", &client.server.service).with("errno", errno));
     }
 
     fn forget(&mut self, id: ConnectionId, context: &mut Context<'_>) {
-        if let Some(client) = self.clients.remove(&id) {
+        if let Some(mut client) = self.clients.remove(&id) {
+            client.port.detach();
             let row = ClientRow { connection: id, armor: context.armor() };
             context.send_to(ArmorId::FTM, AppClientConnected { address: client.server.address, client: row, connected: false });
         }

@@ -549,7 +549,7 @@ impl AppCommServer {
         server.client = asked.client;
         let needs_process = matches!(server.port.end.handle_connect_request(&asked.request, now), Ok(ConnectDecision::Attach));
         if needs_process {
-            server.port.socket = None;
+            server.port.detach();
             server.life += 1;
             server.limbo = None;
             server.state = "waiting";
@@ -750,7 +750,7 @@ impl AppCommServer {
         }
         if turn.reset.is_some() {
             self.ends.remember_reset(id);
-            server.port.socket = None;
+            server.port.detach();
             server.life += 1;
         }
         for event in turn.events {
@@ -763,7 +763,10 @@ impl AppCommServer {
         let service = self.services.get(&server.address).map_or_else(String::new, |service| service.name.clone());
         let told = |what: &str| Event::new(what).with("connection", id).with("service", &service);
         match event {
-            EndEvent::Diverged(how) => context.event(told("connection-diverged").with("how", format!("{how:?}"))),
+            EndEvent::Diverged(how) => {
+                context.event(told("connection-diverged").with("how", format!("{how:?}")));
+                self.stamp(&service, |timeline| &mut timeline.flowing_ms);
+            }
             EndEvent::Recovered { regenerated } => {
                 context.event(told("stream-flows").with("regenerated_bytes", regenerated));
                 self.stamp(&service, |timeline| &mut timeline.flowing_ms);
@@ -775,7 +778,9 @@ impl AppCommServer {
                 context.event(told("connection-reset").with("reason", format!("{reason:?}")));
             }
             EndEvent::Drained => {
-                self.servers.remove(&id);
+                if let Some(mut server) = self.servers.remove(&id) {
+                    server.port.detach();
+                }
             }
             _ => {}
         }

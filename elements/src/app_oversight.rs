@@ -25,7 +25,7 @@ use crate::operations::{AppFailed, AppLaunch, AppLaunched, AppStarted, AppStop, 
 /// Most applications per ARMOR; one more is refused.
 const MAX_APPLICATIONS: usize = 1024;
 /// A program that lived longer than this is restarted without a pause.
-const GROWN_UP: Duration = Duration::from_secs(1);
+const GROWN_UP: Duration = Duration::from_millis(250);
 /// Longest pause before a restart.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
@@ -62,6 +62,8 @@ pub struct AppOversight {
     run_dir: PathBuf,
     applications: BTreeMap<String, Application>,
     next_number: u64,
+    /// This ARMOR is being shut down: nothing is started any more.
+    ending: bool,
 }
 
 /// Timer tokens: an application's number, and what is due.
@@ -75,7 +77,7 @@ impl Element for AppOversight {
     type Config = Config;
 
     fn new(config: Config, setup: &Setup) -> Result<Self, String> {
-        Ok(AppOversight { config, run_dir: setup.run_dir.clone(), applications: BTreeMap::new(), next_number: 1 })
+        Ok(AppOversight { config, run_dir: setup.run_dir.clone(), applications: BTreeMap::new(), next_number: 1, ending: false })
     }
 
     fn operations(operations: &mut Operations<Self>) {
@@ -122,6 +124,7 @@ impl Element for AppOversight {
     }
 
     fn stop(&mut self, _: &mut Context<'_>) {
+        self.ending = true;
         for application in self.applications.values().filter(|app| app.state == ApplicationState::Running) {
             kill_group(application.pid, Signal::TERM);
         }
@@ -252,7 +255,7 @@ impl AppOversight {
         let window = Duration::from_secs(application.spec.restart_window_s);
         let stopping = application.stopping.take();
         let mut restarting = false;
-        if stopping.is_some() || orderly {
+        if stopping.is_some() || orderly || self.ending {
             application.state = ApplicationState::Ended;
         } else {
             application.failures.push_back(now);

@@ -73,10 +73,10 @@ fn begin(attempt: Attempt) -> Detour<c_int> {
         other => return Err(attempt.unserved(other)),
     };
     // The program may now wait for the outcome as if it had been a non-blocking connect.
-    if let Ok(answer) = attempt.ask(true, Some(BEGUN), false) {
-        attempt.take(answer, true)?;
+    match attempt.ask(true, Some(BEGUN), false).map(|answer| attempt.take(answer, true)) {
+        Ok(Err(Aside::Error(Errno(libc::EINPROGRESS)))) | Err(_) => Err(Errno(errno).into()),
+        Ok(decided) => decided,
     }
-    Err(Errno(errno).into())
 }
 
 impl Attempt {

@@ -1,7 +1,7 @@
 //! The C functions that stand before those of the C library: one line of logic each.
 //!
-//! They are of the ABI "C-unwind" and call the real function themselves, with nothing to drop on their stack, so that
-//! a thread may be cancelled inside the real function. Safety of each: as for the C function of its name.
+//! They call the real function themselves, with nothing to drop on their stack, so that a thread may be cancelled inside
+//! it (see [`real`](crate::real)). Safety of each: as for the C function of its name.
 #![allow(clippy::missing_safety_doc, missing_docs, unreachable_pub)]
 
 use libc::{

@@ -1,6 +1,9 @@
 //! The functions that the hooks stand before: the next definition in link order, usually the C library's.
 //!
-//! The pointers are of the ABI "C-unwind" so that thread cancellation, which unwinds, can pass through a hook.
+//! Thread cancellation unwinds the stack of the cancelled thread, so it has to pass through a hook that stands before a
+//! blocking function. What lets it pass differs: with `panic = "unwind"` the call must be of the ABI "C-unwind", for the
+//! personality routine aborts at a call it has no entry for; with `panic = "abort"` it must be of the ABI "C", for the
+//! compiler puts an abort behind every "C-unwind" call.
 
 use std::ffi::CStr;
 use std::mem::transmute;
@@ -42,25 +45,32 @@ extern "C-unwind" fn missing() -> ssize_t {
 }
 
 macro_rules! real {
-    ($($module:ident $name:ident($($argument:ty),*) -> $result:ty;)*) => {
+    ($($symbol:ident $name:ident($($argument:ty),*) -> $result:ty;)*) => {
         $(
-            static $module: Symbol = {
+            static $symbol: Symbol = {
                 match CStr::from_bytes_with_nul(concat!(stringify!($name), "\0").as_bytes()) {
                     Ok(name) => Symbol::new(name),
                     Err(_) => unreachable!(),
                 }
             };
 
+            #[cfg(panic = "unwind")]
+            #[allow(non_camel_case_types, clippy::upper_case_acronyms)]
+            type $symbol = unsafe extern "C-unwind" fn($($argument),*) -> $result;
+            #[cfg(not(panic = "unwind"))]
+            #[allow(non_camel_case_types, clippy::upper_case_acronyms)]
+            type $symbol = unsafe extern "C" fn($($argument),*) -> $result;
+
             #[inline]
-            pub(crate) fn $name() -> unsafe extern "C-unwind" fn($($argument),*) -> $result {
+            pub(crate) fn $name() -> $symbol {
                 // SAFETY: the C library's function of this name has this type.
-                unsafe { transmute::<*mut c_void, unsafe extern "C-unwind" fn($($argument),*) -> $result>($module.address()) }
+                unsafe { transmute::<*mut c_void, $symbol>($symbol.address()) }
             }
         )*
 
         /// Finds them all, so that no later call, say between vfork and exec, meets the loader's lock.
         pub(crate) fn resolve_all() {
-            $( $module.address(); )*
+            $( $symbol.address(); )*
         }
     };
 }

@@ -31,22 +31,48 @@ impl Events {
         let mut client = Client::attach(&base.entrance()?)?;
         let mut from = 0;
         loop {
-            client.send(ArmorId::FTM, EventsQuery { from })?;
-            let page: Page = client.wait(Duration::from_secs(5)).context("the FTM")?;
+            let page = match page(&mut client, from) {
+                Ok(page) => page,
+                Err(error) if self.follow => {
+                    eprintln!("armor: {error:#}; waiting for it to come back");
+                    client = again(&base);
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            if page.next < from {
+                // Another life of the FTM counts anew.
+                from = 0;
+                continue;
+            }
             let mut text = String::new();
             for event in &page.events {
                 text.push_str(&if self.json { serde_json::to_string(event)? } else { line(event) });
                 text.push('\n');
             }
             output::print(&text)?;
-            let more = page.next > from && !page.events.is_empty();
             from = page.next;
-            if !more && !self.follow {
-                return Ok(ExitCode::SUCCESS);
-            }
-            if !more {
+            if page.events.is_empty() {
+                if !self.follow {
+                    return Ok(ExitCode::SUCCESS);
+                }
                 std::thread::sleep(Duration::from_millis(200));
             }
+        }
+    }
+}
+
+fn page(client: &mut Client, from: u64) -> anyhow::Result<Page> {
+    client.send(ArmorId::FTM, EventsQuery { from })?;
+    client.wait(Duration::from_secs(5)).context("the FTM")
+}
+
+/// Attaches when somebody is there again.
+fn again(base: &Base) -> Client {
+    loop {
+        match base.entrance().and_then(|entrance| Client::attach(&entrance)) {
+            Ok(client) => return client,
+            Err(_) => std::thread::sleep(Duration::from_millis(500)),
         }
     }
 }

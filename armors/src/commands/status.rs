@@ -62,13 +62,14 @@ fn nodes(survey: &Survey) -> Table {
     let mut table = Table::new(&["NODE", "ADDRESS", "ALIVE"]);
     let Some(ftm) = survey.armors.first() else { return table };
     for row in ftm.list("daemon_registry", "daemons") {
-        let heard = ftm.list("ftm_heartbeat", "daemons").iter().find(|heard| heard["name"] == row["name"]).map(|heard| &heard["alive"]);
-        let alive = match heard {
-            Some(Value::Bool(true)) => "yes",
-            Some(Value::Bool(false)) => "no",
-            _ => "",
+        let name = text(&row["name"]);
+        // The FTM does not ask itself; a daemon that is not asked yet is as the registry has it.
+        let mut watched = ftm.list("ftm_heartbeat", "nodes").iter().chain(ftm.list("ftm_heartbeat", "daemons"));
+        let alive = match watched.find(|watched| watched["name"] == name).map(|watched| &watched["alive"]) {
+            Some(Value::Bool(alive)) => *alive,
+            _ => row["failed"] != true,
         };
-        table.row([text(&row["name"]), text(&row["address"]), alive.to_owned()]);
+        table.row([name, text(&row["address"]), if alive { "yes" } else { "no" }.to_owned()]);
     }
     table
 }

@@ -57,7 +57,8 @@ impl Up {
             None => {
                 let directory = base.armor("ftm");
                 let listen = self.listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)));
-                started.armor(&base, &directory, "ftm", &[format!("daemon_tcp_mgmt.listen={listen}")], &mut text)?;
+                let life = Life::of_ftm(&base, &directory, listen);
+                started.armor(&base, &directory, "ftm", &life, &mut text)?;
                 let address = directory.tcp_address().with_context(|| format!("the FTM has not written {}/tcp.addr", directory.path().display()))?;
                 // Daemons of this machine are beside the FTM, on a port that the kernel chooses.
                 (address, SocketAddr::new(listen.ip(), 0))
@@ -65,8 +66,10 @@ impl Up {
         };
         for name in &self.nodes {
             let directory = base.armor(name);
-            let settings = [format!("daemon_tcp_mgmt.ftm={ftm}"), format!("daemon_tcp_mgmt.listen={listen}")];
-            started.armor(&base, &directory, "daemon", &settings, &mut text)?;
+            let settings = vec![format!("daemon_tcp_mgmt.ftm={ftm}"), format!("daemon_tcp_mgmt.listen={listen}")];
+            // ARMORs that a dead daemon has installed live on and are taken up by its next life.
+            let life = if directory.installed().is_empty() { Life::New(settings) } else { Life::Next(settings) };
+            started.armor(&base, &directory, "daemon", &life, &mut text)?;
             registered(&directory, &ftm)?;
         }
         let everything_ran = started.children.is_empty();
@@ -84,20 +87,41 @@ impl Up {
     }
 }
 
+/// How an ARMOR is started.
+enum Life {
+    /// With these settings, in an empty directory.
+    New(Vec<String>),
+    /// The same, with the state that its earlier life captured.
+    Next(Vec<String>),
+}
+
+impl Life {
+    /// An FTM that died beside living daemons is given its state and its address back: they look for it there.
+    fn of_ftm(base: &Base, ftm: &ArmorDirectory, listen: SocketAddr) -> Life {
+        match ftm.tcp_address() {
+            Some(address) if !base.daemons().is_empty() => Life::Next(vec![format!("daemon_tcp_mgmt.listen={address}")]),
+            _ => Life::New(vec![format!("daemon_tcp_mgmt.listen={listen}")]),
+        }
+    }
+}
+
 /// What this call has started: ended again when something later fails.
 struct Started {
     children: Vec<(ArmorDirectory, Child)>,
 }
 
 impl Started {
-    fn armor(&mut self, base: &Base, directory: &ArmorDirectory, composition: &str, settings: &[String], text: &mut String) -> anyhow::Result<()> {
+    fn armor(&mut self, base: &Base, directory: &ArmorDirectory, composition: &str, life: &Life, text: &mut String) -> anyhow::Result<()> {
         let name = &directory.name;
         if let Some(pid) = directory.pid() {
             writeln!(text, "{name}: runs already, pid {pid}")?;
             return Ok(());
         }
-        directory.clean()?;
-        self.children.push((directory.clone(), spawn(base, directory, composition, settings)?));
+        match life {
+            Life::New(_) => directory.clean()?,
+            Life::Next(_) => directory.remove_sockets(),
+        }
+        self.children.push((directory.clone(), spawn(base, directory, composition, life)?));
         if let Some((_, child)) = self.children.last_mut() {
             ready(directory, child)?;
             let address = directory.tcp_address().map_or_else(String::new, |address| format!(", links at {address}"));
@@ -126,7 +150,7 @@ impl Drop for Started {
     }
 }
 
-fn spawn(base: &Base, directory: &ArmorDirectory, composition: &str, settings: &[String]) -> anyhow::Result<Child> {
+fn spawn(base: &Base, directory: &ArmorDirectory, composition: &str, life: &Life) -> anyhow::Result<Child> {
     let library = shim_library::install(base.path())?;
     std::fs::create_dir_all(directory.path()).with_context(|| format!("run directory {}", directory.path().display()))?;
     let log = directory.log();
@@ -134,6 +158,13 @@ fn spawn(base: &Base, directory: &ArmorDirectory, composition: &str, settings: &
     let program = std::env::current_exe().context("the path of the armor program is unknown")?;
     let mut command = Command::new(&program);
     command.args(["start", composition, "--new-session", "--name", &directory.name, "--run-dir"]).arg(directory.path());
+    let settings = match life {
+        Life::New(settings) => settings,
+        Life::Next(settings) => {
+            command.arg("--restore");
+            settings
+        }
+    };
     for setting in settings {
         command.args(["--set", setting]);
     }

@@ -164,7 +164,7 @@ mod tests {
     fn the_application_reads_the_name_from_the_kernel() {
         let name = name();
         let pair = client_pair(&name).unwrap();
-        let peer: SocketAddrUnix = rustix::net::getpeername(&pair.application).unwrap().try_into().unwrap();
+        let peer: SocketAddrUnix = rustix::net::getpeername(&pair.application).unwrap().unwrap().try_into().unwrap();
         assert_eq!(Name::from_bytes(peer.abstract_name().unwrap()).unwrap(), name);
     }
 

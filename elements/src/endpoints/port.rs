@@ -136,6 +136,13 @@ impl<E: End> Port<E> {
         self.paused = false;
     }
 
+    /// Closes the ARMOR's end. A reading task that waits for room is woken, since it holds the socket too.
+    pub fn detach(&mut self) {
+        if let Some(socket) = self.socket.take() {
+            socket.resume();
+        }
+    }
+
     /// Reads what the application has written. The ending is the element's to judge.
     pub fn read(&mut self, now: Instant) -> (Read, Option<Ending>) {
         let Some(socket) = self.socket.as_ref().filter(|_| !self.read_done) else { return (Read::Finished, None) };
@@ -162,7 +169,11 @@ impl<E: End> Port<E> {
 
     /// Reads all that is left in the socket of a process that has died, window or not.
     pub fn drain_dead(&mut self, now: Instant) {
-        let Some(socket) = self.socket.take().filter(|_| !self.read_done) else { return };
+        let Some(socket) = self.socket.take() else { return };
+        socket.resume();
+        if self.read_done {
+            return;
+        }
         while let Reading::Bytes(bytes, _) = socket.read(&mut self.buffer, super::READ_SIZE) {
             self.read_bytes += bytes.len() as u64;
             self.end.app_read(bytes, now);
@@ -181,16 +192,9 @@ impl<E: End> Port<E> {
             while let Some(sent) = self.end.poll_transmit(now) {
                 turn.records.push(sent);
             }
-            if self.blocked || self.socket.is_none() {
-                // A reset must get through whether or not there is room or a socket.
-                if self.socket.is_none()
-                    && let Some(AppAction::Reset(reason)) = self.end.poll_app(now)
-                {
-                    turn.reset = Some(reason);
-                }
-                break;
-            }
             match self.end.poll_app(now) {
+                // Full, or between two processes: the bytes wait.
+                Some(AppAction::Write) if self.blocked || self.socket.is_none() => break,
                 Some(AppAction::Write) => self.write(now, &mut turn),
                 Some(AppAction::ShutdownWrite) => {
                     if let Some(socket) = &self.socket {

@@ -6,6 +6,7 @@
 //! Invariant: everything here is bounded; nothing that a peer sends can do more than close its own link.
 
 mod backoff;
+pub mod child;
 mod link;
 mod locations;
 mod node_addresses;

@@ -29,7 +29,8 @@ static void addresses_are_cut_as_the_kernel_cuts_them(int family) {
     socklen_t length = 4;
     int s = accept(l, (struct sockaddr *)room, &length);
     CHECK(s >= 0 && length == where.length);
-    CHECK(memcmp(room, &own_address(c).storage, 4) == 0 && room[4] == 0xaa);
+    address own = own_address(c);
+    CHECK(memcmp(room, &own.storage, 4) == 0 && room[4] == 0xaa);
     memset(room, 0xaa, sizeof room);
     length = 3;
     CHECK(getsockname(c, (struct sockaddr *)room, &length) == 0 && length == where.length && room[3] == 0xaa);
@@ -63,13 +64,15 @@ static void v4_client_of_a_v6_listener_is_mapped(void) {
     CHECK(s >= 0 && from.any.sa_family == AF_INET6 && from.length == sizeof(struct sockaddr_in6));
     CHECK(IN6_IS_ADDR_V4MAPPED(&from.v6.sin6_addr) && from.v6.sin6_addr.s6_addr[12] == 127);
     CHECK(same(from, peer_address(s)));
-    CHECK(IN6_IS_ADDR_V4MAPPED(&own_address(s).v6.sin6_addr));
+    address own = own_address(s);
+    CHECK(IN6_IS_ADDR_V4MAPPED(&own.v6.sin6_addr));
     CHECK(own_address(c).any.sa_family == AF_INET && port_of(own_address(c)) == port_of(from));
 
     address mapped = loopback(AF_INET6, port_of(own_address(l)));
     CHECK(inet_pton(AF_INET6, "::ffff:127.0.0.1", &mapped.v6.sin6_addr) == 1);
     int m = dial(mapped);
-    CHECK(same(mapped, peer_address(m)) && IN6_IS_ADDR_V4MAPPED(&own_address(m).v6.sin6_addr));
+    own = own_address(m);
+    CHECK(same(mapped, peer_address(m)) && IN6_IS_ADDR_V4MAPPED(&own.v6.sin6_addr));
 }
 
 static void received_messages_have_no_sender_as_on_tcp(int family) {

@@ -10,7 +10,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use armor_proto::hookup::{
     CLIENT_SOCKET, ConnectState, DATAGRAM_LIMIT, Endpoint, IpFamily, Name, Reply, Request, Role, SERVER_SOCKET,
@@ -26,6 +26,8 @@ use crate::options;
 /// What happens to the next connect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Behaviour {
+    /// As without a behaviour: established at once.
+    Serve,
     /// The ARMOR answers the request with this error.
     Refuse(i32),
     /// A non-blocking connect is pending, a blocking one is not answered, until [`MockArmor::release`] or
@@ -282,7 +284,7 @@ impl Shared {
             }
             Some(Behaviour::KeepSilent) => return Answer::Silence,
             Some(Behaviour::Die) => return Answer::HangUp,
-            Some(Behaviour::Pend) | None => {}
+            Some(Behaviour::Pend | Behaviour::Serve) | None => {}
         }
         let holder = match bound {
             Some(id) => state.listeners.remove(&id).unwrap().holder,
@@ -297,9 +299,9 @@ impl Shared {
         let name = Name { role: Role::Client, id: state.new_id(), local: own, peer: addr };
         drop(state);
         match behaviour {
-            Some(_) if nonblocking => Answer::Pending(name, holder, service),
-            Some(_) => Answer::Later(name, holder, service),
-            None => {
+            Some(Behaviour::Pend) if nonblocking => Answer::Pending(name, holder, service),
+            Some(Behaviour::Pend) => Answer::Later(name, holder, service),
+            _ => {
                 let (reply, fd) = self.connect_now(name, holder, &service);
                 Answer::Reply(reply, fd)
             }
@@ -476,13 +478,4 @@ fn send(peer: &OwnedFd, reply: &Reply, fd: Option<&OwnedFd>) {
 /// A port of this machine that nobody listens on.
 pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
-/// Waits until `condition` holds.
-pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let begin = Instant::now();
-    while !condition() {
-        assert!(begin.elapsed() < Duration::from_secs(20), "never: {what}");
-        thread::sleep(Duration::from_millis(2));
-    }
 }

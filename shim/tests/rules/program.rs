@@ -128,6 +128,13 @@ impl Running {
         self.child.wait().unwrap();
     }
 
+    /// Ends a program that ends on SIGTERM.
+    pub(crate) fn terminate(mut self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        self.status();
+    }
+
     pub(crate) fn status(&mut self) -> ExitStatus {
         let until = Instant::now() + LIMIT;
         loop {

@@ -2,6 +2,8 @@
 
 use std::process::Command;
 
+use armor_proto::hookup::Request;
+
 use crate::mock::{MockArmor, free_port};
 use crate::program::{Running, hooked};
 
@@ -26,4 +28,88 @@ fn curl_fetches_from_python_http_server() {
     curl.args(["-sS", "--noproxy", "*", "-w", "%{http_code} %{size_download}"]);
     curl.arg(format!("http://127.0.0.1:{port}/page")).args(["-o", "/dev/null"]);
     assert_eq!(Running::start(curl).succeed().trim(), "200 1048576");
+}
+
+#[test]
+fn asyncio_server_and_clients_share_one_event_loop() {
+    for host in ["127.0.0.1", "::1"] {
+        let armor = MockArmor::start();
+        let mut command = hooked(&armor, python());
+        command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/programs/asyncio_echo.py")).arg(host);
+        Running::start(command).succeed();
+        let connects = armor.requests().iter().filter(|request| matches!(request, Request::Connect { .. })).count();
+        assert_eq!(connects, 21);
+    }
+}
+
+/// Whether a program is there; the tests of those that often are not tell when they did nothing.
+fn installed(program: &str) -> bool {
+    let found = Command::new("sh").arg("-c").arg(format!("command -v {program}")).output().unwrap().status.success();
+    if !found {
+        eprintln!("{program} is not installed: nothing tested");
+    }
+    found
+}
+
+#[test]
+fn nginx_proxies_between_its_workers_and_a_server() {
+    if !installed("nginx") {
+        return;
+    }
+    let armor = MockArmor::start();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().display();
+    std::fs::write(directory.path().join("page"), "y".repeat(300_000)).unwrap();
+    let (front, back) = (free_port(), free_port());
+    // A back end of nginx's own, through connect() after epoll_ctl(), and workers that share the listeners.
+    let configuration = format!(
+        "daemon off; worker_processes 2; pid {path}/pid; error_log stderr warn;
+         events {{ worker_connections 64; }}
+         http {{ access_log off; client_body_temp_path {path}/a; proxy_temp_path {path}/b; fastcgi_temp_path {path}/c;
+           uwsgi_temp_path {path}/d; scgi_temp_path {path}/e;
+           server {{ listen 127.0.0.1:{front}; location / {{ proxy_pass http://127.0.0.1:{back}; }} }}
+           server {{ listen 127.0.0.1:{back} reuseport; root {path}; }} }}"
+    );
+    std::fs::write(directory.path().join("nginx.conf"), configuration).unwrap();
+    std::fs::set_permissions(directory.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let mut nginx = hooked(&armor, "nginx");
+    nginx.arg("-c").arg(directory.path().join("nginx.conf"));
+    if rustix::process::geteuid().is_root() {
+        // The mock answers everybody, but another user could not reach its directory.
+        nginx.args(["-g", "user root;"]);
+    }
+    let nginx = Running::start(nginx);
+    armor.wait_for("listeners", |requests| {
+        requests.iter().filter(|request| matches!(request, Request::Listening { .. })).count() >= 2
+    });
+    for _ in 0..5 {
+        let mut curl = hooked(&armor, "curl");
+        curl.args(["-sS", "--noproxy", "*", "-w", "%{http_code} %{size_download}", "-o", "/dev/null"]);
+        curl.arg(format!("http://127.0.0.1:{front}/page"));
+        assert_eq!(Running::start(curl).succeed().trim(), "200 300000");
+    }
+    let connects = armor.requests().iter().filter(|request| matches!(request, Request::Connect { .. })).count();
+    assert!(connects >= 10, "curl to the front, the front to the back: {connects}");
+    nginx.terminate();
+}
+
+#[test]
+fn redis_serves_its_client() {
+    if !installed("redis-server") {
+        return;
+    }
+    let armor = MockArmor::start();
+    let port = free_port().to_string();
+    let mut server = hooked(&armor, "redis-server");
+    server.args(["--port", &port, "--bind", "127.0.0.1", "-::1", "--save", "", "--daemonize", "no"]);
+    let server = Running::start(server);
+    armor.wait_for("listeners", |requests| {
+        requests.iter().filter(|request| matches!(request, Request::Listening { .. })).count() >= 2
+    });
+    for (host, set, answer) in [("127.0.0.1", "SET", "OK"), ("::1", "GET", "value")] {
+        let mut client = hooked(&armor, "redis-cli");
+        client.args(["-h", host, "-p", &port, set, "key"]).args((set == "SET").then_some("value"));
+        assert_eq!(Running::start(client).succeed().trim(), answer);
+    }
+    server.terminate();
 }

@@ -54,6 +54,8 @@ pub struct ClientEnd {
     established: bool,
     /// Highest incarnation of the service that was heard of.
     service: Incarnation,
+    /// Last incarnation that was established.
+    seen: Incarnation,
     answered_at: Instant,
     /// Client's bytes that were acknowledged when the server last said something new.
     answered_c2s: u64,
@@ -86,6 +88,7 @@ impl ClientEnd {
             policy,
             established: false,
             service: Incarnation(0),
+            seen: Incarnation(0),
             answered_at: now,
             answered_c2s: 0,
             recovered_at: None,
@@ -297,6 +300,7 @@ impl ClientEnd {
         }
         self.connecting = None;
         self.session.start(reply.incarnation, now);
+        self.seen = reply.incarnation;
         self.service = self.service.max(reply.service);
         self.answered_at = now;
         if self.established {
@@ -349,6 +353,8 @@ impl ClientEnd {
         Some(ConnectRequest {
             connection: self.session.connection,
             incarnation: self.session.incarnation,
+            seen: self.seen,
+            service: self.service,
             resume: connecting.resume,
             mark: self.mark,
             acked_c2s: self.session.sender.acked_ever(),

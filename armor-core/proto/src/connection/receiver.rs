@@ -267,7 +267,7 @@ impl Receiver {
     /// A new process takes the stream from the present: what waits is for it, and so is the end.
     pub(crate) fn renew(&mut self) {
         self.fin_passed = false;
-        self.forget_acks();
+        self.renew_acks();
     }
 
     /// A new process takes the stream from `offset`.
@@ -281,7 +281,8 @@ impl Receiver {
         self.renew();
     }
 
-    fn forget_acks(&mut self) {
+    /// The same process goes on in a new incarnation.
+    pub(crate) fn renew_acks(&mut self) {
         self.ack_at = None;
         self.ack_now = false;
         self.told = self.written;
@@ -293,6 +294,6 @@ impl Receiver {
     pub(crate) fn abandon(&mut self) {
         self.queue = VecDeque::new();
         self.written = self.received;
-        self.forget_acks();
+        self.renew_acks();
     }
 }

@@ -190,6 +190,11 @@ pub struct ConnectRequest {
     pub connection: ConnectionId,
     /// Incarnation that the client asks for; 0 at the first connect, higher at every replay.
     pub incarnation: Incarnation,
+    /// Last incarnation in which the client's end took a reply; 0 when it never did. Tells a server's end that knows this
+    /// client from one that was made by a request which came late.
+    pub seen: Incarnation,
+    /// Highest incarnation of the service that the client's end was told of; a process of an older one is not kept.
+    pub service: Incarnation,
     /// Whether to start at the mark or at the present.
     pub resume: Resume,
     /// Where the new process may start.

@@ -124,7 +124,7 @@ impl Sender {
 
     /// Bytes that may be read from the application now.
     pub(crate) fn capacity(&self) -> usize {
-        if self.ended || self.log.memory() as u64 >= 2 * (self.log_bound + self.window) {
+        if self.ended || self.log.memory() as u64 >= self.log_bound + 2 * self.window {
             return 0;
         }
         let end = self.log.end();

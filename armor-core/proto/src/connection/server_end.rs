@@ -50,8 +50,8 @@ pub struct ServerEnd {
     /// The last outcome, and whether it is to be sent.
     reply: Option<ConnectReply>,
     reply_due: bool,
-    /// No process was ever attached: what the client says of the streams is all that is known.
-    virgin: bool,
+    /// [`ConnectRequest::seen`] of the request that began the present incarnation, once one has.
+    seen: Option<Incarnation>,
     /// Since when there is no process although one is needed.
     lost: Option<Instant>,
     /// The server has ended its stream in order and is gone: no process is needed any more.
@@ -73,7 +73,7 @@ impl ServerEnd {
             pending: None,
             reply: None,
             reply_due: false,
-            virgin: true,
+            seen: None,
             lost: Some(now),
             done: false,
             regeneration: None,
@@ -102,12 +102,21 @@ impl ServerEnd {
             self.reply_due |= self.requested == Some(request.incarnation) && self.reply.is_some();
             return Ok(ConnectDecision::Nothing);
         }
-        let done = self.done || request.fin_s2c;
+        let known = self.knows(request);
+        let done = request.fin_s2c || (self.done && known);
         self.check(request, done)?;
         self.requested = Some(request.incarnation);
         self.reply = None;
         self.asking = None;
+        if known && !done && self.session.has_app() && self.service >= request.service {
+            // Two requests for one failure, and the first has brought a process already.
+            self.session.receiver.renew_acks();
+            self.session.sender.resume(&received_by(request))?;
+            self.start(request, self.service, now);
+            return Ok(ConnectDecision::Nothing);
+        }
         self.lose_process();
+        self.done = done;
         if done {
             self.answer_without_process(request, now)?;
             return Ok(ConnectDecision::Nothing);
@@ -115,6 +124,12 @@ impl ServerEnd {
         self.pending = Some(*request);
         self.lost.get_or_insert(now);
         Ok(ConnectDecision::Attach)
+    }
+
+    /// Whether this end was talking to the client's end in the state in which that is now. If not, it was made by a
+    /// request that came late, and what the client says of the streams is all that is known.
+    fn knows(&self, request: &ConnectRequest) -> bool {
+        self.seen.is_some_and(|seen| request.seen == seen || request.seen == self.session.incarnation)
     }
 
     fn check(&self, request: &ConnectRequest, done: bool) -> Result<(), ProtocolError> {
@@ -129,7 +144,8 @@ impl ServerEnd {
         within("mark", 0, request.mark.s2c, received)?;
         within("written offset", received.saturating_sub(u64::from(u32::MAX)), request.written_s2c, received)?;
         within("received offset", 0, received, u64::MAX - u64::from(u32::MAX))?;
-        if !self.virgin && (done || request.resume == Resume::Present) {
+        let keeps = done || request.resume == Resume::Present || self.session.has_app();
+        if keeps && self.knows(request) {
             let log = &self.session.sender.log;
             within("received offset", log.first(), received, log.end())?;
         }
@@ -141,12 +157,12 @@ impl ServerEnd {
         self.done = true;
         self.lost = None;
         let ack = received_by(request);
-        if self.virgin {
-            self.session.receiver.restart(request.acked_c2s);
-            self.session.sender.restart(&ack);
-        } else {
+        if self.knows(request) {
             self.session.receiver.renew();
             self.session.sender.resume(&ack)?;
+        } else {
+            self.session.receiver.restart(request.acked_c2s);
+            self.session.sender.restart(&ack);
         }
         if request.fin_s2c {
             self.session.sender.mark_done();
@@ -173,7 +189,7 @@ impl ServerEnd {
         self.service = service;
         let ack = received_by(&request);
         match request.resume {
-            Resume::Present if !self.virgin => {
+            Resume::Present if self.knows(&request) => {
                 self.session.receiver.renew();
                 self.session.sender.resume(&ack)?;
             }
@@ -211,7 +227,7 @@ impl ServerEnd {
     }
 
     fn start(&mut self, request: &ConnectRequest, service: Incarnation, now: Instant) {
-        self.virgin = false;
+        self.seen = Some(request.seen);
         let after = self.session.incarnation.0.saturating_add(1);
         let mut incarnation = request.incarnation.max(Incarnation(after));
         if request.incarnation.0 == 0 {
@@ -272,7 +288,7 @@ impl ServerEnd {
     pub fn needs_replay(&self) -> bool {
         !self.session.is_over()
             && !self.done
-            && !self.virgin
+            && self.seen.is_some()
             && !self.session.has_app()
             && self.pending.is_none()
     }
@@ -350,11 +366,14 @@ impl ServerEnd {
 
     /// The server has closed in order: no process is needed any more. What was said is still delivered.
     pub fn app_closed(&mut self, now: Instant) {
-        if !self.session.has_app() || self.session.is_over() {
+        if !self.session.has_app() {
             return;
         }
         self.diverge_if_short(now);
         self.session.set_app(false);
+        if self.session.is_over() {
+            return;
+        }
         self.done = true;
         self.session.sender.finish();
         self.session.receiver.swallow(now);

@@ -1,0 +1,116 @@
+/* Rule 9: bind and listen as the kernel does them. */
+#include "check.h"
+
+static void bound_twice(int family) {
+    address where;
+    int l = listener(family, &where), other = tcp(family);
+    FAILS(bind(other, &where.any, where.length), EADDRINUSE);
+    CHECK(!is_swapped(other));
+    FAILS(bind(l, &where.any, where.length), EINVAL);
+    address free_one = loopback(family, 0);
+    CHECK(bind(other, &free_one.any, free_one.length) == 0); /* after the failure */
+    FAILS(bind(other, &free_one.any, free_one.length), EINVAL);
+    CHECK(port_of(own_address(other)) != port_of(where));
+    address foreign = loopback(family, 0);
+    if (family == AF_INET) foreign.v4.sin_addr.s_addr = htonl(0xc0000201);
+    else CHECK(inet_pton(AF_INET6, "2001:db8::1", &foreign.v6.sin6_addr) == 1);
+    int third = tcp(family);
+    FAILS(bind(third, &foreign.any, foreign.length), EADDRNOTAVAIL);
+    FAILS(bind(third, &foreign.any, 3), EINVAL);
+    address wrong = loopback(family == AF_INET ? AF_INET6 : AF_INET, 0);
+    CHECK(bind(third, &wrong.any, wrong.length) == -1);
+    FAILS(bind(999, &where.any, where.length), EBADF);
+    int file = open("/dev/null", O_RDONLY);
+    FAILS(bind(file, &where.any, where.length), ENOTSOCK);
+    FAILS(listen(file, 5), ENOTSOCK);
+    FAILS(bind(third, NULL, 0), EINVAL);
+}
+
+static void port_zero_is_resolved_at_bind(int family) {
+    int l = tcp(family);
+    address a = loopback(family, 0);
+    CHECK(bind(l, &a.any, a.length) == 0);
+    address before = own_address(l);
+    CHECK(port_of(before) != 0 && listen(l, 5) == 0 && same(before, own_address(l)));
+    CHECK(listen(l, 50) == 0); /* again, with another backlog */
+    a.length = sizeof a.storage;
+    int c = dial(before);
+    CHECK(accept(l, NULL, NULL) >= 0 && port_of(peer_address(c)) == port_of(before));
+}
+
+static void listening_without_bind(int family) {
+    int l = tcp(family);
+    CHECK(listen(l, 5) == 0 && is_swapped(l));
+    address a = own_address(l);
+    CHECK(port_of(a) != 0 && a.any.sa_family == family);
+    int c = dial(loopback(family, port_of(a)));
+    CHECK(is_swapped(c) && accept(l, NULL, NULL) >= 0);
+}
+
+static void connecting_to_ones_own_listener(int family) {
+    address where;
+    int l = listener(family, &where);
+    for (int i = 0; i < 20; i++) {
+        int c = dial(where), s = accept(l, NULL, NULL);
+        works(c, s);
+        CHECK(close(c) == 0 && close(s) == 0);
+    }
+    int c = dial(where);
+    FAILS(connect(l, &where.any, where.length), EISCONN);
+    FAILS(listen(c, 5), EINVAL);
+    FAILS(bind(c, &where.any, where.length), EINVAL);
+    int s = accept(l, NULL, NULL);
+    FAILS(connect(s, &where.any, where.length), EISCONN);
+    FAILS(accept(c, NULL, NULL), EINVAL);
+}
+
+static void a_bound_client_keeps_its_port(int family) {
+    address where, own = loopback(family, 0);
+    int l = listener(family, &where), c = tcp(family);
+    CHECK(bind(c, &own.any, own.length) == 0 && is_swapped(c));
+    own = own_address(c);
+    CHECK(connect(c, &where.any, where.length) == 0 && is_swapped(c));
+    CHECK(same(own, own_address(c)) && same(where, peer_address(c)));
+    address from = {.length = sizeof from.storage};
+    int s = accept(l, &from.any, &from.length);
+    CHECK(same(own, from));
+    works(c, s);
+}
+
+static void a_bound_client_of_another_server(int family, int port) {
+    address own = loopback(family, 0), where = loopback(family, port);
+    int c = tcp(family);
+    CHECK(bind(c, &own.any, own.length) == 0 && is_swapped(c));
+    own = own_address(c);
+    CHECK(connect(c, &where.any, where.length) == 0 && !is_swapped(c));
+    CHECK(same(own, own_address(c)) && same(where, peer_address(c)));
+    char byte = 'k';
+    CHECK(write(c, &byte, 1) == 1 && read(c, &byte, 1) == 1 && byte == 'k');
+}
+
+static void reuse(int family) {
+    address where;
+    int l = listener(family, &where), one = 1;
+    CHECK(close(l) == 0);
+    int a = tcp(family), b = tcp(family);
+    CHECK(setsockopt(a, SOL_SOCKET, SO_REUSEPORT, &one, sizeof one) == 0);
+    CHECK(setsockopt(b, SOL_SOCKET, SO_REUSEPORT, &one, sizeof one) == 0);
+    where = loopback(family, 0);
+    CHECK(bind(a, &where.any, where.length) == 0);
+    where = own_address(a);
+    CHECK(bind(b, &where.any, where.length) == 0 && same(where, own_address(b)));
+}
+
+int main(int argc, char **argv) {
+    CHECK(argc >= 3);
+    int family = family_of(argv[2]);
+    if (!strcmp(argv[1], "twice")) bound_twice(family);
+    else if (!strcmp(argv[1], "zero")) port_zero_is_resolved_at_bind(family);
+    else if (!strcmp(argv[1], "unbound")) listening_without_bind(family);
+    else if (!strcmp(argv[1], "own")) connecting_to_ones_own_listener(family);
+    else if (!strcmp(argv[1], "client")) a_bound_client_keeps_its_port(family);
+    else if (!strcmp(argv[1], "kernel")) a_bound_client_of_another_server(family, atoi(argv[3]));
+    else if (!strcmp(argv[1], "reuse")) reuse(family);
+    else return 2;
+    return 0;
+}

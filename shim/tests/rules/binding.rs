@@ -1,0 +1,106 @@
+//! Rule 9: bind, listen and connect from a bound socket.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::thread;
+
+use armor_proto::hookup::{ENV_SERVICE, Request};
+
+use crate::FAMILIES;
+use crate::mock::MockArmor;
+use crate::program::{Running, compiled, hooked, run, start};
+
+fn for_both_families(what: &str) {
+    for family in FAMILIES {
+        run(&MockArmor::start(), "binding", &[what, family]);
+    }
+}
+
+#[test]
+fn bind_errors_are_the_kernels() {
+    for_both_families("twice");
+}
+
+#[test]
+fn port_zero_is_resolved_at_bind() {
+    for_both_families("zero");
+}
+
+#[test]
+fn listen_without_bind_registers_a_port_of_the_kernels_choice() {
+    for_both_families("unbound");
+}
+
+#[test]
+fn connecting_to_ones_own_listener_works() {
+    for_both_families("own");
+}
+
+#[test]
+fn a_bound_client_keeps_its_port() {
+    for_both_families("client");
+}
+
+#[test]
+fn ports_can_be_shared_with_reuseport() {
+    for_both_families("reuse");
+}
+
+/// A server outside of every ARMOR that echoes one connection.
+pub(crate) fn echo_server(family: &str) -> u16 {
+    let listener = TcpListener::bind(if family == "4" { "127.0.0.1:0" } else { "[::1]:0" }).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut byte = [0];
+            while let Ok(1) = stream.read(&mut byte) {
+                stream.write_all(&byte).unwrap();
+            }
+        }
+    });
+    port
+}
+
+#[test]
+fn a_bound_client_of_an_unregistered_server_gets_its_tcp_socket_back() {
+    for family in FAMILIES {
+        let port = echo_server(family).to_string();
+        run(&MockArmor::start(), "binding", &["kernel", family, &port]);
+    }
+}
+
+#[test]
+fn registration_tells_what_the_armor_needs_to_know() {
+    let armor = MockArmor::start();
+    let mut command = hooked(&armor, compiled("server"));
+    command.arg("6").env(ENV_SERVICE, "echo");
+    let mut server = Running::start(command);
+    let port: u16 = server.line("port").parse().unwrap();
+    armor.wait_for("listening", |requests| requests.len() == 2);
+    let requests = armor.requests();
+    let Request::Register { addr, service, pid, reuse_port, .. } = &requests[0] else { panic!("{requests:?}") };
+    assert_eq!(SocketAddr::from(*addr), "[::1]:0".parse().unwrap());
+    assert_eq!((service.as_deref(), *pid, *reuse_port), (Some("echo"), server.id(), false));
+    let Request::Listening { backlog: 64, pid, .. } = requests[1] else { panic!("{requests:?}") };
+    assert_eq!(pid, server.id());
+    assert_eq!(armor.services(), [SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, 1], port))]);
+}
+
+#[test]
+fn bind_waits_for_an_armor_on_its_way_up() {
+    let mut armor = MockArmor::absent();
+    let program = start(&armor, "untouched", &["binds", "4"]);
+    thread::sleep(std::time::Duration::from_millis(200));
+    armor.open_sockets();
+    program.succeed();
+}
+
+#[test]
+fn a_run_directory_with_a_long_path_is_reached() {
+    let base = tempfile::tempdir().unwrap();
+    let long = base.path().join("d".repeat(120));
+    std::fs::create_dir(&long).unwrap();
+    let armor = MockArmor::start_in(tempfile::tempdir_in(long).unwrap());
+    run(&armor, "binding", &["own", "4"]);
+}
