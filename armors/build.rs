@@ -34,7 +34,8 @@ fn build(manifest: &Path, target_dir: &Path) -> Result<PathBuf, Box<dyn Error>> 
             || name.starts_with("CARGO_PKG_")
             || name.starts_with("CARGO_PROFILE_")
             || name.starts_with("CARGO_MANIFEST_")
-            || ["CARGO_ENCODED_RUSTFLAGS", "RUSTFLAGS", "RUSTC_WORKSPACE_WRAPPER", "CARGO_BUILD_TARGET", "CARGO_TARGET_DIR"].contains(&&*name)
+            || ["CARGO_ENCODED_RUSTFLAGS", "RUSTFLAGS", "RUSTC_WORKSPACE_WRAPPER", "CARGO_BUILD_TARGET", "CARGO_TARGET_DIR"]
+                .contains(&&*name)
             || ["CLIPPY_ARGS", "RUSTC", "RUSTDOC", "OUT_DIR", "TARGET", "HOST", "PROFILE", "DEBUG", "OPT_LEVEL"].contains(&&*name);
         if disturbs {
             cargo.env_remove(&*name);

@@ -25,7 +25,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for name in &names {
         writeln!(code, "#[path = {:?}]\npub mod {name};", source.join(format!("{name}.rs")))?;
     }
-    writeln!(code, "/// Every element of this crate, by file name.\n#[must_use]\npub fn all() -> Vec<armor_core::element::ElementKind> {{\n    vec![")?;
+    writeln!(
+        code,
+        "/// Every element of this crate, by file name.\n#[must_use]\npub fn all() -> Vec<armor_core::element::ElementKind> {{\n    vec!["
+    )?;
     for name in &names {
         writeln!(code, "        armor_core::element::ElementKind::of::<{name}::{}>(),", camel(name))?;
     }

@@ -130,7 +130,13 @@ impl Armor {
                 .into_iter()
                 .enumerate()
                 .map(|(index, element)| {
-                    Rc::new(ElementCell { index, name: element.name(), element: RefCell::new(element), armor: armor.clone(), handled: Cell::new(0) })
+                    Rc::new(ElementCell {
+                        index,
+                        name: element.name(),
+                        element: RefCell::new(element),
+                        armor: armor.clone(),
+                        handled: Cell::new(0),
+                    })
                 })
                 .collect(),
             subscribers,
@@ -274,9 +280,9 @@ impl Armor {
         for due in due {
             match due {
                 Due::Resend(message) => self.enqueue(Queued::Message(message)),
-                Due::GivenUp(message) => self.report(
-                    Event::new("message-given-up").with("destination", message.destination().unwrap_or(ArmorId::NONE)),
-                ),
+                Due::GivenUp(message) => {
+                    self.report(Event::new("message-given-up").with("destination", message.destination().unwrap_or(ArmorId::NONE)))
+                }
             }
         }
         self.arm_resend();

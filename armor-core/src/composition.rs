@@ -53,8 +53,12 @@ impl Composition {
     /// When it cannot be read or is wrong.
     pub fn read(path: &Path, kinds: &[ElementKind]) -> Result<Composition, CompositionError> {
         let file = path.display().to_string();
-        let text = std::fs::read_to_string(path)
-            .map_err(|error| CompositionError { file: file.clone(), line: 1, column: 1, what: format!("cannot be read: {error}") })?;
+        let text = std::fs::read_to_string(path).map_err(|error| CompositionError {
+            file: file.clone(),
+            line: 1,
+            column: 1,
+            what: format!("cannot be read: {error}"),
+        })?;
         Self::parse(&file, &text, kinds)
     }
 
@@ -103,8 +107,7 @@ impl Composition {
     /// # Errors
     /// When an element is not in the composition or does not take the key or the value.
     pub fn with_settings(&self, settings: &[(String, String, String)], kinds: &[ElementKind]) -> Result<Composition, CompositionError> {
-        let mut document: toml::Table =
-            toml::from_str(&self.text).map_err(|error| self.toml_error(&error, &(0..0)))?;
+        let mut document: toml::Table = toml::from_str(&self.text).map_err(|error| self.toml_error(&error, &(0..0)))?;
         for (element, key, value) in settings {
             let found = document
                 .get_mut("element")

@@ -110,11 +110,7 @@ pub struct Subscription {
 
 impl Subscription {
     fn of<O: Operation>() -> Subscription {
-        Subscription {
-            kind: O::KIND,
-            name: O::NAME,
-            decoder: |bytes| Ok(Box::new(armor_proto::operation::decode::<O>(bytes)?)),
-        }
+        Subscription { kind: O::KIND, name: O::NAME, decoder: |bytes| Ok(Box::new(armor_proto::operation::decode::<O>(bytes)?)) }
     }
 }
 
@@ -217,8 +213,10 @@ pub struct ElementKind {
     /// Operations that it sends.
     pub emits: Vec<Subscription>,
     pub(crate) check: fn(toml::de::DeTable<'_>) -> Result<(), toml::de::Error>,
-    pub(crate) build: fn(toml::de::DeTable<'_>, &Setup) -> Result<Box<dyn AnyElement>, BuildError>,
+    pub(crate) build: Build,
 }
+
+type Build = fn(toml::de::DeTable<'_>, &Setup) -> Result<Box<dyn AnyElement>, BuildError>;
 
 /// Why an element could not be made.
 pub(crate) enum BuildError {
@@ -243,12 +241,7 @@ impl ElementKind {
                 let config = configuration::<E>(table).map_err(BuildError::Toml)?;
                 let element = E::new(config, setup).map_err(BuildError::Refused)?;
                 let operations = Operations::<E>::collect();
-                let by_kind = operations
-                    .handlers
-                    .iter()
-                    .enumerate()
-                    .map(|(index, (subscription, _))| (subscription.kind, index))
-                    .collect();
+                let by_kind = operations.handlers.iter().enumerate().map(|(index, (subscription, _))| (subscription.kind, index)).collect();
                 Ok(Box::new(Erased { element, operations, by_kind }))
             },
         }

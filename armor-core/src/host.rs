@@ -102,9 +102,7 @@ pub fn run(composition: &Composition, kinds: &[ElementKind], setup: Setup, resto
     let directory = |source| RunError::RunDirectory { path: setup.run_dir.clone(), source };
     std::fs::create_dir_all(&setup.run_dir).map_err(directory)?;
     let captured = restore.then(|| CaptureStore::open(&setup.run_dir.join("state"))).transpose().map_err(directory)?;
-    let nonce = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |since| (since.as_nanos() >> 10) as u32);
+    let nonce = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| (since.as_nanos() >> 10) as u32);
 
     let system = System::new();
     let started = system.block_on(async {
@@ -114,9 +112,7 @@ pub fn run(composition: &Composition, kinds: &[ElementKind], setup: Setup, resto
         for cell in armor.cells() {
             actors.borrow_mut().push(ElementActor { cell: Rc::clone(cell) }.start());
         }
-        armor
-            .start(captured.as_ref())
-            .map_err(|(element, reason)| RunError::Start { armor: setup.name.clone(), element, reason })?;
+        armor.start(captured.as_ref()).map_err(|(element, reason)| RunError::Start { armor: setup.name.clone(), element, reason })?;
         end_on_signals(&armor);
         Ok(armor)
     })?;

@@ -90,7 +90,8 @@ impl Client {
                 if let BundledOperation::Encoded { kind, body } = operation
                     && *kind == O::KIND
                 {
-                    let decoded = decode(body).with_context(|| format!("{} from {}: use the same release on every node", O::NAME, self.gateway))?;
+                    let decoded =
+                        decode(body).with_context(|| format!("{} from {}: use the same release on every node", O::NAME, self.gateway))?;
                     return Ok(Some(decoded));
                 }
             }

@@ -229,7 +229,8 @@ impl ArmorDirectory {
         let unusable = || format!("run directory {} cannot be used; choose another with --run-dir", self.path.display());
         let deadline = Instant::now() + Duration::from_millis(300);
         loop {
-            let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path).with_context(unusable)?;
+            let mut file =
+                OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path).with_context(unusable)?;
             if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
                 // The holder before may have removed the file between the opening and the lock.
                 let current = std::fs::metadata(&path).is_ok_and(|now| file.metadata().is_ok_and(|own| own.ino() == now.ino()));
@@ -240,7 +241,11 @@ impl ArmorDirectory {
                 }
             } else if Instant::now() > deadline {
                 let pid = self.pid().map_or_else(String::new, |pid| format!(" (pid {pid})"));
-                bail!("ARMOR {} runs already in {}{pid}; end it with `armor down` or choose another --run-dir", self.name, self.path.display());
+                bail!(
+                    "ARMOR {} runs already in {}{pid}; end it with `armor down` or choose another --run-dir",
+                    self.name,
+                    self.path.display()
+                );
             }
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -285,7 +290,9 @@ impl ArmorDirectory {
     pub(crate) fn remove_sockets(&self) {
         for entry in std::fs::read_dir(&self.path).into_iter().flatten().flatten() {
             let path = entry.path();
-            if path.extension().is_some_and(|extension| extension == "sock") || ["pid", "ready", "tcp.addr"].iter().any(|&name| entry.file_name() == name) {
+            if path.extension().is_some_and(|extension| extension == "sock")
+                || ["pid", "ready", "tcp.addr"].iter().any(|&name| entry.file_name() == name)
+            {
                 let _ = std::fs::remove_file(path);
             }
         }

@@ -8,6 +8,7 @@
 mod client;
 mod commands;
 mod compositions;
+mod demo;
 mod environment;
 mod output;
 mod program;

@@ -19,7 +19,9 @@ pub(crate) fn find(name: &Path) -> Found {
     let candidates: Vec<PathBuf> = if name.as_os_str().as_encoded_bytes().contains(&b'/') {
         vec![name.to_path_buf()]
     } else {
-        std::env::var_os("PATH").map(|path| std::env::split_paths(&path).map(|directory| directory.join(name)).collect()).unwrap_or_default()
+        std::env::var_os("PATH")
+            .map(|path| std::env::split_paths(&path).map(|directory| directory.join(name)).collect())
+            .unwrap_or_default()
     };
     let mut forbidden = None;
     for candidate in candidates {

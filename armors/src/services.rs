@@ -40,7 +40,10 @@ pub(crate) fn parse(file: &str, text: &str) -> anyhow::Result<ApplicationSpec> {
         bail!("{file}:{}:1: {reason}", at("name"));
     }
     if spec.command.first().is_none_or(String::is_empty) {
-        bail!("{file}:{}:1: command is empty; it lists the program and its arguments, such as [\"python3\", \"-m\", \"http.server\"]", at("command"));
+        bail!(
+            "{file}:{}:1: command is empty; it lists the program and its arguments, such as [\"python3\", \"-m\", \"http.server\"]",
+            at("command")
+        );
     }
     Ok(spec)
 }

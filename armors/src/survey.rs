@@ -81,7 +81,10 @@ impl Survey {
 
     /// ARMORs that oversee an application of this name.
     pub(crate) fn overseers(&self, application: &str) -> Vec<&Found> {
-        self.armors.iter().filter(|found| found.list("app_oversight", "applications").iter().any(|row| row["name"] == application)).collect()
+        self.armors
+            .iter()
+            .filter(|found| found.list("app_oversight", "applications").iter().any(|row| row["name"] == application))
+            .collect()
     }
 }
 

@@ -29,7 +29,9 @@ fn end_leftovers(environment: &Environment) -> Vec<String> {
     let mut left = Vec::new();
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
         let variables = std::fs::read(entry.path().join("environ")).unwrap_or_default();
-        let own = String::from_utf8_lossy(&variables).split('\0').any(|variable| variable.starts_with("ARMOR_RUN_DIR=") && variable.contains(run_dir));
+        let own = String::from_utf8_lossy(&variables)
+            .split('\0')
+            .any(|variable| variable.starts_with("ARMOR_RUN_DIR=") && variable.contains(run_dir));
         if own && let Ok(pid) = entry.file_name().to_string_lossy().parse() {
             let command = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
             left.push(String::from_utf8_lossy(&command).replace('\0', " "));
@@ -167,7 +169,11 @@ fn a_program_that_cannot_serve_is_told_with_its_log() {
     assert_eq!(output.status.code(), Some(4), "{}", text(&output));
     assert_eq!(stdout(&environment, &["stop", "quiet"]), "quiet: stopped\n");
     let output = environment.armor(&["stop", "nobody"]).output().unwrap();
-    assert!(String::from_utf8_lossy(&output.stderr).starts_with("armor: no application \"nobody\" is supervised here; "), "{}", text(&output));
+    assert!(
+        String::from_utf8_lossy(&output.stderr).starts_with("armor: no application \"nobody\" is supervised here; "),
+        "{}",
+        text(&output)
+    );
 }
 
 #[test]

@@ -54,8 +54,7 @@ fn a_service_file_is_checked_with_line_and_column() {
     let directory = tempfile::tempdir().unwrap();
     let path = file(&directory, "web.toml", "name = \"web\"\ncommand = [\"true\"]\npolicy = \"sometimes\"\n");
     let output = armor(directory.path(), &["check", path.to_str().unwrap()]);
-    let expected =
-        format!("{}:3:10: unknown variant `sometimes`, expected one of `reconnect`, `request`, `stream`\n", path.display());
+    let expected = format!("{}:3:10: unknown variant `sometimes`, expected one of `reconnect`, `request`, `stream`\n", path.display());
     assert_eq!(said(&output), expected);
 
     let path = file(&directory, "web.toml", "command = []\nname = \"web\"\n");
@@ -87,7 +86,10 @@ fn every_wrong_file_of_a_check_is_told() {
     let lines: Vec<String> = said(&output).lines().map(str::to_owned).collect();
     assert_eq!(lines[0], format!("{}:1:1: cannot be read: No such file or directory (os error 2)", none.display()));
     assert!(lines[1].starts_with(&format!("{}:1:", bad.display())), "{lines:?}");
-    assert!(String::from_utf8_lossy(&output.stdout).starts_with(&format!("{}: ok, composition of kind armor with 1 elements\n", good.display())));
+    assert!(
+        String::from_utf8_lossy(&output.stdout)
+            .starts_with(&format!("{}: ok, composition of kind armor with 1 elements\n", good.display()))
+    );
 }
 
 #[test]

@@ -194,15 +194,17 @@ impl LinkOwner for ArmorGateway {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::expect_used, clippy::panic)]
+
     use super::*;
 
     #[test]
     fn messages_wait_while_the_daemon_is_away() {
         let setup = Setup { armor: ArmorId(5), name: "e".into(), kind: "test".into(), run_dir: "/".into() };
-        let mut gateway = ArmorGateway::new(Config { daemon: "/nowhere".into() }, &setup).unwrap_or_else(|error| panic!("{error}"));
+        let mut gateway = ArmorGateway::new(Config { daemon: "/nowhere".into() }, &setup).expect("works");
         let mut effects = Vec::new();
         let message = Message::to(ArmorId(9), armor_core::operations::StatusQuery {});
-        let encoded = encode(&message).unwrap_or_else(|error| panic!("{error}"));
+        let encoded = encode(&message).expect("works");
         gateway.send(encoded, &mut Context::detached(&setup, None, &mut effects));
         assert_eq!(gateway.waiting.len(), 1);
         assert!(matches!(effects[..], [armor_core::context::Effect::Timer(..)]));

@@ -32,7 +32,7 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_
 const YOUNG: Duration = Duration::from_secs(5);
 /// How long a new ARMOR may take to attach, and to answer its first heartbeat after that.
 const ATTACH_WITHIN: Duration = Duration::from_secs(30);
-const FIRST_ANSWER_WITHIN: Duration = Duration::from_secs(5);
+const FIRST_ANSWER_WITHIN: Duration = Duration::from_secs(2);
 /// How long ARMORs of this daemon's earlier life have to attach again before they are started anew.
 const ADOPT_WITHIN: Duration = Duration::from_millis(1500);
 /// From SIGTERM to SIGKILL.
@@ -486,6 +486,8 @@ fn is_name(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::expect_used, clippy::panic)]
+
     use super::*;
     use armor_core::context::Effect;
 
@@ -495,7 +497,7 @@ mod tests {
 
     fn installer() -> ArmorInstaller {
         let config = Config { heartbeat_ms: 200, misses: 3, program: Some("/nowhere/armor".into()) };
-        ArmorInstaller::new(config, &setup()).unwrap_or_else(|error| panic!("{error}"))
+        ArmorInstaller::new(config, &setup()).expect("works")
     }
 
     /// An installer with the ARMOR "x" running, without a process.
@@ -577,7 +579,7 @@ mod tests {
     fn what_ends_by_its_own_will_is_not_started_again_and_installed_armors_outlive_the_daemon() {
         let (setup, mut installer, mut effects) = (setup(), with_running(), Vec::new());
         let mut next = self::installer();
-        next.restore(&installer.capture().unwrap_or_default()).unwrap_or_else(|error| panic!("{error}"));
+        next.restore(&installer.capture().unwrap_or_default()).expect("works");
         assert_eq!(next.installed["x"].state, State::Orphan);
         installer.ended("x", 1, &Ended { orderly: true, how: String::new() }, &mut Context::detached(&setup, None, &mut effects));
         assert!(installer.installed.is_empty());

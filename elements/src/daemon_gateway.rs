@@ -324,14 +324,16 @@ fn listen(run_dir: &Path) -> Result<UnixListener, String> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::expect_used, clippy::panic)]
+
     use super::*;
 
     #[test]
     fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap_or_else(|error| panic!("{error}"));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("works");
         let _inside = runtime.enter();
         let directory = std::env::temp_dir().join(format!("armor-gateway-{}", std::process::id()));
-        std::fs::create_dir_all(&directory).unwrap_or_else(|error| panic!("{error}"));
+        std::fs::create_dir_all(&directory).expect("works");
         drop(std::os::unix::net::UnixListener::bind(directory.join("armor.sock")));
         let first = listen(&directory);
         assert!(first.is_ok(), "{first:?}");

@@ -203,6 +203,8 @@ fn overtaken(newest: (ArmorId, MessageId), number: (ArmorId, MessageId)) -> bool
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::expect_used, clippy::panic)]
+
     use super::*;
     use armor_core::context::Effect;
     use armor_proto::message::{Message, downcast};
@@ -238,7 +240,7 @@ mod tests {
         let here = ArmorInstalled { armor: ArmorId(70), name: "a/x".into(), daemon: ArmorId(7), present: true };
         sent::<DaemonRegistered>(|context| registry.installed(&here, context));
         let mut next = DaemonRegistry::default();
-        next.restore(&registry.capture().unwrap_or_default()).unwrap_or_else(|error| panic!("{error}"));
+        next.restore(&registry.capture().unwrap_or_default()).expect("works");
         let mut locate = |armor| {
             let locate = LocateArmor { armor, asker: ArmorId(9) };
             let ArmorLocation { daemon, address, .. } = sent::<ArmorLocation>(|context| next.locate(&locate, context)).remove(0);

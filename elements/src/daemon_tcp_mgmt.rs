@@ -466,7 +466,7 @@ impl DaemonTcpMgmt {
         }
         let peer = self.peers.entry(hello.armor).or_default();
         peer.name = hello.name;
-        if !hello.address.is_empty() && !(hello.armor == ArmorId::FTM && peer.address.is_some()) {
+        if !hello.address.is_empty() && (hello.armor != ArmorId::FTM || peer.address.is_none()) {
             peer.address = Some(hello.address);
         }
         peer.link = Some((id, link));
@@ -586,6 +586,8 @@ fn write_address(run_dir: &std::path::Path, address: SocketAddr) -> Result<(), S
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::expect_used, clippy::panic)]
+
     use super::*;
     use armor_core::context::Effect;
     use armor_core::operations::StatusQuery;
@@ -600,13 +602,13 @@ mod tests {
     fn element() -> DaemonTcpMgmt {
         let listen = SocketAddr::from(([127, 0, 0, 1], 0));
         let config = Config { listen, ftm: Some("127.0.0.1:1".into()), advertise: None };
-        DaemonTcpMgmt::new(config, &setup()).unwrap_or_else(|error| panic!("{error}"))
+        DaemonTcpMgmt::new(config, &setup()).expect("works")
     }
 
     fn encoded(destination: ArmorId) -> Encoded {
         let mut message = Message::to(destination, StatusQuery {});
         message.source = ArmorId(9);
-        encode(&message).unwrap_or_else(|error| panic!("{error}"))
+        encode(&message).expect("works")
     }
 
     fn questions(effects: &[Effect]) -> Vec<ArmorId> {
@@ -677,8 +679,8 @@ mod tests {
 
     #[test]
     fn a_port_in_use_is_an_error_that_says_what_to_do() {
-        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap_or_else(|error| panic!("{error}"));
-        let address = taken.local_addr().unwrap_or_else(|error| panic!("{error}"));
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("works");
+        let address = taken.local_addr().expect("works");
         let reason = listen(address).err().unwrap_or_default();
         assert!(reason.contains("in use") && reason.contains("daemon_tcp_mgmt.listen"), "{reason}");
     }

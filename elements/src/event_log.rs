@@ -122,6 +122,8 @@ impl LogFile {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::expect_used, clippy::panic)]
+
     use super::*;
     use armor_core::context::Effect;
     use armor_proto::ids::ArmorId;
@@ -130,9 +132,9 @@ mod tests {
     fn log(name: &str) -> (Setup, EventLog) {
         let run_dir = std::env::temp_dir().join(format!("armor-event-log-{name}-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&run_dir);
-        std::fs::create_dir_all(&run_dir).unwrap_or_else(|error| panic!("{error}"));
+        std::fs::create_dir_all(&run_dir).expect("works");
         let setup = Setup { armor: ArmorId::FTM, name: "ftm".into(), kind: "ftm".into(), run_dir };
-        let log = EventLog::new(Config {}, &setup).unwrap_or_else(|error| panic!("{error}"));
+        let log = EventLog::new(Config {}, &setup).expect("works");
         (setup, log)
     }
 

@@ -156,6 +156,8 @@ impl FtmHeartbeat {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::expect_used, clippy::panic)]
+
     use super::*;
     use armor_core::context::Effect;
     use armor_proto::message::downcast;
@@ -163,7 +165,7 @@ mod tests {
     #[test]
     fn a_silent_node_fails_once_and_comes_back_when_it_answers() {
         let setup = Setup { armor: ArmorId::FTM, name: "ftm".into(), kind: "ftm".into(), run_dir: "/".into() };
-        let mut heartbeat = FtmHeartbeat::new(Config { interval_ms: 100, misses: 3 }, &setup).unwrap_or_else(|error| panic!("{error}"));
+        let mut heartbeat = FtmHeartbeat::new(Config { interval_ms: 100, misses: 3 }, &setup).expect("works");
         let mut effects = Vec::new();
         let mut context = Context::detached(&setup, None, &mut effects);
         let register = DaemonRegister { armor: ArmorId(7), name: "a".into(), address: String::new(), node_addresses: vec![] };
@@ -185,7 +187,7 @@ mod tests {
     #[test]
     fn a_node_that_answers_late_but_steadily_has_not_failed() {
         let setup = Setup { armor: ArmorId::FTM, name: "ftm".into(), kind: "ftm".into(), run_dir: "/".into() };
-        let mut heartbeat = FtmHeartbeat::new(Config { interval_ms: 100, misses: 3 }, &setup).unwrap_or_else(|error| panic!("{error}"));
+        let mut heartbeat = FtmHeartbeat::new(Config { interval_ms: 100, misses: 3 }, &setup).expect("works");
         let mut effects = Vec::new();
         let mut context = Context::detached(&setup, None, &mut effects);
         let register = DaemonRegister { armor: ArmorId(7), name: "a".into(), address: String::new(), node_addresses: vec![] };

@@ -1,5 +1,5 @@
 //! An FTM and daemons over real sockets: routing on demand, acknowledged messages over a link that is cut, node failures.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, unreachable_pub)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, unreachable_pub, dead_code)]
 
 mod network;
 
@@ -29,7 +29,8 @@ fn an_acknowledged_message_reaches_a_daemon_that_the_sender_has_never_heard_of()
     eventually("all daemons register", || (daemons(&client.status(ArmorId::FTM)) == 3).then_some(()));
 
     let query = Bundle::new(two.armor, armor_core::operations::StatusQuery {});
-    let mut message = Message::new(query).followed_by(Bundle::new(client.armor, armor_core::operations::BundleAck { message: MessageId(77) }));
+    let mut message =
+        Message::new(query).followed_by(Bundle::new(client.armor, armor_core::operations::BundleAck { message: MessageId(77) }));
     message.id = MessageId(77);
     message.flags = Flags::EXPECT_ACK;
     client.send_message(message);
@@ -85,7 +86,7 @@ armor_proto::operations! { TEST_OPERATIONS;
     /// A number.
     0xf001 MSG_TEST_NUMBER => pub struct TestNumber { number: u32 }
     /// Send that many numbers.
-    0xf002 MSG_TEST_BEGIN => pub struct TestBegin { count: u32, destination: ArmorId }
+    0xf002 MSG_TEST_BEGIN => pub struct TestBegin { count: u32, first: u32, destination: ArmorId }
 }
 
 /// How often which number came.
@@ -94,6 +95,7 @@ static CAME: LazyLock<Mutex<HashMap<u32, u32>>> = LazyLock::new(Mutex::default);
 /// Sends numbers, one a millisecond, and counts those that come.
 struct TestNumbers {
     left: u32,
+    first: u32,
     destination: ArmorId,
 }
 
@@ -108,14 +110,15 @@ impl Element for TestNumbers {
     type Config = NoKeys;
 
     fn new(_: NoKeys, _: &Setup) -> Result<Self, String> {
-        Ok(TestNumbers { left: 0, destination: ArmorId::NONE })
+        Ok(TestNumbers { left: 0, first: 0, destination: ArmorId::NONE })
     }
     fn operations(operations: &mut Operations<Self>) {
         operations.on(Self::begin).on(Self::number);
     }
     fn timer(&mut self, _: u64, context: &mut Context<'_>) {
-        let payload = vec![self.left as u8; 20_000];
-        context.send_reliable(Message::to(self.destination, TestNumber { number: self.left }).with_payload(payload.into()));
+        let number = self.first + self.left;
+        let payload = vec![number as u8; 20_000];
+        context.send_reliable(Message::to(self.destination, TestNumber { number }).with_payload(payload.into()));
         self.left -= 1;
         if self.left > 0 {
             context.timer(Duration::from_millis(1), 0);
@@ -126,6 +129,7 @@ impl Element for TestNumbers {
 impl TestNumbers {
     fn begin(&mut self, begin: &TestBegin, context: &mut Context<'_>) {
         self.left = begin.count;
+        self.first = begin.first;
         self.destination = begin.destination;
         context.timer(Duration::from_millis(1), 0);
     }
@@ -143,22 +147,25 @@ fn every_reliable_message_arrives_once_although_the_link_is_cut_again_and_again(
     let kinds = || armor_elements::all().into_iter().chain([ElementKind::of::<TestNumbers>()]).collect::<Vec<_>>();
     let numbers = "[[element]]\nname = \"test_numbers\"\n";
     let ftm = Node::start("ftm", base.path(), FTM, armor_elements::all());
-    let wire = Wire::new();
-    let advertised = format!("advertise = \"{}\"\n{numbers}", wire.address);
-    let one = Node::start("one", base.path(), &daemon(&ftm.tcp_address(), numbers), kinds());
-    let two = Node::start("two", base.path(), &daemon(&ftm.tcp_address(), &advertised), kinds());
-    wire.leads_to(&two.tcp_address());
+    // Whoever dials, the link leads over a wire that can be cut.
+    let wires = [Wire::new(), Wire::new()];
+    let composition = |wire: &Wire| daemon(&ftm.tcp_address(), &format!("advertise = \"{}\"\n{numbers}", wire.address));
+    let one = Node::start("one", base.path(), &composition(&wires[0]), kinds());
+    let two = Node::start("two", base.path(), &composition(&wires[1]), kinds());
+    wires[0].leads_to(&one.tcp_address());
+    wires[1].leads_to(&two.tcp_address());
     let mut client = one.client();
-    // Only "one" dials: "two" has no reason to before it has heard from it.
     eventually("all daemons register", || (daemons(&client.status(ArmorId::FTM)) == 3).then_some(()));
-    client.send(one.armor, TestBegin { count: COUNT, destination: two.armor });
+    // Both begin at once, so both dial, mostly: two links between the same pair.
+    client.send(one.armor, TestBegin { count: COUNT, first: 0, destination: two.armor });
+    two.client().send(two.armor, TestBegin { count: COUNT, first: COUNT, destination: one.armor });
     let mut cuts = 0;
     eventually("all numbers arrive", || {
         let came = CAME.lock().expect("counts").len();
         if cuts < 10 {
-            cuts += wire.cut();
+            cuts += wires.iter().map(Wire::cut).sum::<usize>();
         }
-        (came == COUNT as usize).then_some(())
+        (came == 2 * COUNT as usize).then_some(())
     });
     assert!(cuts > 0, "the link was never cut");
     let twice: Vec<u32> = CAME.lock().expect("counts").iter().filter(|(_, times)| **times != 1).map(|(number, _)| *number).collect();

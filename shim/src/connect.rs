@@ -37,7 +37,7 @@ pub(crate) unsafe fn connect(fd: c_int, to: *const sockaddr, length: socklen_t) 
         if family != to.family() || to.port == 0 || to.ip.is_multicast() {
             return Err(Bypass::NotIp.into());
         }
-        return begin(Attempt { fd, to, holder: Some(fd), bound: None });
+        return begin(Attempt { fd, to, holder: fd, bound: None });
     };
     match name.role {
         Role::Listener => from_bound(fd, &name, to),
@@ -51,14 +51,14 @@ struct Attempt {
     fd: c_int,
     to: Endpoint,
     /// TCP socket for the ARMOR to hold.
-    holder: Option<c_int>,
-    /// The socket was bound before.
-    bound: Option<Name>,
+    holder: c_int,
+    /// It was a listener to be, with this id.
+    bound: Option<u64>,
 }
 
 fn begin(attempt: Attempt) -> Detour<c_int> {
     if tcp::is_nonblocking(attempt.fd) {
-        let answer = attempt.ask(true, Some(BEGUN), false).map_err(|failure| attempt.unserved(failure))?;
+        let answer = attempt.ask(true, Some(BEGUN), false).map_err(unserved)?;
         return attempt.take(answer, true);
     }
     let limit = send_timeout(attempt.fd);
@@ -70,7 +70,7 @@ fn begin(attempt: Attempt) -> Detour<c_int> {
         Failure::Interrupted => libc::EINTR,
         Failure::Silent if limit.is_some() => libc::EINPROGRESS,
         Failure::Silent => return Err(Errno(libc::ETIMEDOUT).into()),
-        other => return Err(attempt.unserved(other)),
+        other => return Err(unserved(other)),
     };
     // The program may now wait for the outcome as if it had been a non-blocking connect.
     match attempt.ask(true, Some(BEGUN), false).map(|answer| attempt.take(answer, true)) {
@@ -81,33 +81,15 @@ fn begin(attempt: Attempt) -> Detour<c_int> {
 
 impl Attempt {
     fn ask(&self, nonblocking: bool, answer: Option<Duration>, interruptible: bool) -> Result<Answer, Failure> {
-        let bound = self.bound.map(|name| name.id);
-        let request = Request::Connect { addr: self.to, nonblocking, bound, pid: sys::getpid() };
+        let request = Request::Connect { addr: self.to, nonblocking, bound: self.bound, pid: sys::getpid() };
         let here = self.to.ip.to_canonical();
         let reach = if here.is_loopback() || here.is_unspecified() { REACH } else { Duration::ZERO };
-        control::ask(Side::Client, &request, self.holder, Patience { reach, answer, interruptible })
-    }
-
-    /// There is no answer: the kernel may try.
-    fn unserved(&self, failure: Failure) -> Aside {
-        match failure {
-            Failure::Local(errno) => errno.into(),
-            Failure::Refused => self.bypass(Bypass::Refused, None),
-            Failure::Unreachable | Failure::Silent | Failure::Interrupted => self.bypass(Bypass::Unreachable, None),
-        }
-    }
-
-    /// Leaves a TCP socket under the number, for the kernel to connect.
-    fn bypass(&self, reason: Bypass, holder: Option<sys::OwnFd>) -> Aside {
-        match self.bound.map_or(Ok(()), |name| listen::withdraw(self.fd, &name, holder)) {
-            Ok(()) => reason.into(),
-            Err(errno) => errno.into(),
-        }
+        control::ask(Side::Client, &request, Some(self.holder), Patience { reach, answer, interruptible })
     }
 
     fn take(&self, answer: Answer, nonblocking: bool) -> Detour<c_int> {
         match (answer.reply, answer.fd) {
-            (Reply::Bypass, holder) => Err(self.bypass(Bypass::NotAService, holder)),
+            (Reply::Bypass, _) => Err(Bypass::NotAService.into()),
             (Reply::Connected { errno: 0, pending, .. }, Some(socket)) => {
                 swap::swap(self.fd, socket)?;
                 match (pending, nonblocking) {
@@ -122,7 +104,16 @@ impl Attempt {
     }
 }
 
-/// The socket was bound to an address of its own choice first.
+/// There is no answer: the kernel may try.
+fn unserved(failure: Failure) -> Aside {
+    match failure {
+        Failure::Local(errno) => errno.into(),
+        Failure::Refused => Bypass::Refused.into(),
+        Failure::Unreachable | Failure::Silent | Failure::Interrupted => Bypass::Unreachable.into(),
+    }
+}
+
+/// The socket was bound to an address of its own choice first, and so registered: it becomes a bound TCP socket again.
 fn from_bound(fd: c_int, name: &Name, to: Endpoint) -> Detour<c_int> {
     if sys::int_option(fd, libc::SOL_SOCKET, libc::SO_ACCEPTCONN).is_ok_and(|listens| listens != 0) {
         return Err(Errno(libc::EISCONN).into());
@@ -130,7 +121,8 @@ fn from_bound(fd: c_int, name: &Name, to: Endpoint) -> Detour<c_int> {
     if name.family() != to.family() {
         return Err(Errno(libc::EAFNOSUPPORT).into());
     }
-    begin(Attempt { fd, to, holder: None, bound: Some(*name) })
+    listen::withdraw(fd, name)?;
+    begin(Attempt { fd, to, holder: fd, bound: Some(name.id) })
 }
 
 /// `connect` once more on a client's socket: asks how the first went, or tries again when that is known to have failed.
@@ -142,7 +134,7 @@ fn again(fd: c_int, to: Endpoint) -> Detour<c_int> {
         failed => match sys::int_option(fd, libc::SOL_SOCKET, libc::SO_ERROR) {
             Ok(0) => {
                 let holder = sys::socket(address::domain(to.family()), libc::SOCK_STREAM)?;
-                begin(Attempt { fd, to, holder: Some(holder.raw()), bound: None })
+                begin(Attempt { fd, to, holder: holder.raw(), bound: None })
             }
             _ => Err(errno(failed).into()),
         },
@@ -171,8 +163,7 @@ fn outcome(fd: c_int, limit: Option<Duration>) -> Detour<c_int> {
 
 /// State of a client's connect, as the ARMOR keeps it in the kernel.
 pub(crate) fn state(fd: c_int) -> ConnectState {
-    sys::int_option(fd, libc::SOL_SOCKET, libc::SO_PRIORITY)
-        .map_or(ConnectState::Established, ConnectState::from_priority)
+    sys::int_option(fd, libc::SOL_SOCKET, libc::SO_PRIORITY).map_or(ConnectState::Established, ConnectState::from_priority)
 }
 
 /// The error that stands for a failed connect.

@@ -12,8 +12,7 @@ use crate::control::{self, Patience, Side};
 use crate::detour::Errno;
 use crate::{connect, names, settings, sys};
 
-const PATIENCE: Patience =
-    Patience { reach: Duration::from_millis(500), answer: Some(Duration::from_secs(1)), interruptible: false };
+const PATIENCE: Patience = Patience { reach: Duration::from_millis(500), answer: Some(Duration::from_secs(1)), interruptible: false };
 
 /// Result of a read of at least one byte that returned `got` ≤ 0: what TCP would have said.
 #[cold]
@@ -23,9 +22,7 @@ pub(crate) fn judge(fd: c_int, got: ssize_t) -> ssize_t {
     }
     match got {
         0 => broken(fd).map_or(0, |errno| errno.report() as ssize_t),
-        _ if sys::errno() == libc::ECONNRESET => {
-            connect::failure(fd).map_or(got, |errno| errno.report() as ssize_t)
-        }
+        _ if sys::errno() == libc::ECONNRESET => connect::failure(fd).map_or(got, |errno| errno.report() as ssize_t),
         _ => got,
     }
 }

@@ -5,8 +5,7 @@
 #![allow(clippy::missing_safety_doc, missing_docs, unreachable_pub)]
 
 use libc::{
-    FILE, c_char, c_int, c_uint, c_void, epoll_event, iovec, mmsghdr, msghdr, pid_t, size_t, sockaddr, socklen_t,
-    ssize_t, timespec,
+    FILE, c_char, c_int, c_uint, c_void, epoll_event, iovec, mmsghdr, msghdr, pid_t, size_t, sockaddr, socklen_t, ssize_t, timespec,
 };
 
 use crate::detour::Aside;
@@ -95,12 +94,7 @@ pub unsafe extern "C-unwind" fn accept(fd: c_int, address: *mut sockaddr, length
 }
 
 #[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn accept4(
-    fd: c_int,
-    address: *mut sockaddr,
-    length: *mut socklen_t,
-    flags: c_int,
-) -> c_int {
+pub unsafe extern "C-unwind" fn accept4(fd: c_int, address: *mut sockaddr, length: *mut socklen_t, flags: c_int) -> c_int {
     admitted!(fd, address, length, accept4, flags)
 }
 
@@ -119,25 +113,13 @@ pub unsafe extern "C-unwind" fn getpeername(fd: c_int, address: *mut sockaddr, l
 }
 
 #[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn getsockopt(
-    fd: c_int,
-    level: c_int,
-    option: c_int,
-    value: *mut c_void,
-    length: *mut socklen_t,
-) -> c_int {
+pub unsafe extern "C-unwind" fn getsockopt(fd: c_int, level: c_int, option: c_int, value: *mut c_void, length: *mut socklen_t) -> c_int {
     // SAFETY: the caller's promise.
     divert!(unsafe { options::get(fd, level, option, value, length) }, real::getsockopt()(fd, level, option, value, length))
 }
 
 #[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn setsockopt(
-    fd: c_int,
-    level: c_int,
-    option: c_int,
-    value: *const c_void,
-    length: socklen_t,
-) -> c_int {
+pub unsafe extern "C-unwind" fn setsockopt(fd: c_int, level: c_int, option: c_int, value: *const c_void, length: socklen_t) -> c_int {
     // SAFETY: the caller's promise.
     divert!(unsafe { options::set(fd, level, option, value, length) }, real::setsockopt()(fd, level, option, value, length))
 }
@@ -166,13 +148,7 @@ pub unsafe extern "C-unwind" fn recv(fd: c_int, buffer: *mut c_void, length: siz
 }
 
 #[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn __recv_chk(
-    fd: c_int,
-    buffer: *mut c_void,
-    length: size_t,
-    room: size_t,
-    flags: c_int,
-) -> ssize_t {
+pub unsafe extern "C-unwind" fn __recv_chk(fd: c_int, buffer: *mut c_void, length: size_t, room: size_t, flags: c_int) -> ssize_t {
     judged!(fd, length > 0, real::__recv_chk()(fd, buffer, length, room, flags))
 }
 
@@ -189,11 +165,7 @@ pub unsafe extern "C-unwind" fn recvfrom(
         return judged!(fd, length > 0, real::recvfrom()(fd, buffer, length, flags, address, address_length));
     }
     let mut from = Address::empty();
-    let got = judged!(
-        fd,
-        length > 0,
-        real::recvfrom()(fd, buffer, length, flags, from.as_mut_ptr(), from.length_mut())
-    );
+    let got = judged!(fd, length > 0, real::recvfrom()(fd, buffer, length, flags, from.as_mut_ptr(), from.length_mut()));
     // SAFETY: the caller's promise.
     unsafe { messages::report_sender(&from, got, address, address_length) }
 }
@@ -212,11 +184,7 @@ pub unsafe extern "C-unwind" fn __recvfrom_chk(
         return judged!(fd, length > 0, real::__recvfrom_chk()(fd, buffer, length, room, flags, address, address_length));
     }
     let mut from = Address::empty();
-    let got = judged!(
-        fd,
-        length > 0,
-        real::__recvfrom_chk()(fd, buffer, length, room, flags, from.as_mut_ptr(), from.length_mut())
-    );
+    let got = judged!(fd, length > 0, real::__recvfrom_chk()(fd, buffer, length, room, flags, from.as_mut_ptr(), from.length_mut()));
     // SAFETY: the caller's promise.
     unsafe { messages::report_sender(&from, got, address, address_length) }
 }
@@ -235,13 +203,7 @@ pub unsafe extern "C-unwind" fn recvmsg(fd: c_int, message: *mut msghdr, flags: 
 }
 
 #[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn recvmmsg(
-    fd: c_int,
-    messages: *mut mmsghdr,
-    count: c_uint,
-    flags: c_int,
-    timeout: *mut timespec,
-) -> c_int {
+pub unsafe extern "C-unwind" fn recvmmsg(fd: c_int, messages: *mut mmsghdr, count: c_uint, flags: c_int, timeout: *mut timespec) -> c_int {
     // SAFETY: the caller's arguments, unchanged.
     let got = unsafe { real::recvmmsg()(fd, messages, count, flags, timeout) };
     // SAFETY: the caller's promise, and the kernel has filled the first `got`.
@@ -431,13 +393,7 @@ pub unsafe extern "C-unwind" fn fexecve(fd: c_int, argv: Strings, envp: Strings)
 }
 
 #[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn execveat(
-    directory: c_int,
-    path: *const c_char,
-    argv: Strings,
-    envp: Strings,
-    flags: c_int,
-) -> c_int {
+pub unsafe extern "C-unwind" fn execveat(directory: c_int, path: *const c_char, argv: Strings, envp: Strings, flags: c_int) -> c_int {
     // SAFETY: the caller's promise.
     unsafe { exec::hooked_up(envp, |envp| real::execveat()(directory, path, argv, envp, flags)) }
 }

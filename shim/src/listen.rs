@@ -15,8 +15,7 @@ use crate::{address, names, real, swap, sys, tcp};
 /// ever: a standby is held here until it is needed.
 const REGISTER: Patience = Patience { reach: Duration::from_secs(5), answer: None, interruptible: false };
 
-const UNREGISTER: Patience =
-    Patience { reach: Duration::from_secs(1), answer: Some(Duration::from_secs(5)), interruptible: false };
+const UNREGISTER: Patience = Patience { reach: Duration::from_secs(1), answer: Some(Duration::from_secs(5)), interruptible: false };
 
 /// `bind` of a TCP socket.
 ///
@@ -104,19 +103,27 @@ fn stand_in(fd: c_int, name: &Name) -> sys::Result<()> {
     swap::swap(fd, socket)
 }
 
-/// Takes a bound socket that will not be a listener back from the ARMOR: `fd` becomes the TCP socket that it was.
-/// `holder` is that socket when the ARMOR has sent it; otherwise the address is bound anew.
-pub(crate) fn withdraw(fd: c_int, name: &Name, holder: Option<sys::OwnFd>) -> sys::Result<()> {
+/// Takes a bound socket that will not be a listener back: `fd` becomes a TCP socket that is bound to the same address.
+/// That is the very socket that was registered when the ARMOR sends it back, otherwise a new one.
+pub(crate) fn withdraw(fd: c_int, name: &Name) -> sys::Result<()> {
+    // The listener's name must be free before the ARMOR is told, for then it looks.
+    let fresh = sys::socket(address::domain(name.family()), libc::SOCK_STREAM)?;
+    swap::swap(fd, fresh)?;
     let request = Request::Unregister { listener: name.id };
-    let holder = match holder {
-        Some(holder) => Some(holder),
-        None => control::ask(Side::Server, &request, None, UNREGISTER).ok().and_then(|answer| answer.fd),
-    };
-    if let Some(holder) = holder {
-        return swap::swap(fd, holder);
+    match control::ask(Side::Server, &request, None, UNREGISTER).ok().and_then(|answer| answer.fd) {
+        Some(holder) => swap::swap(fd, holder),
+        None => bind_again(fd, &address::kernel_form(name.local)),
     }
-    let socket = sys::socket(address::domain(name.family()), libc::SOCK_STREAM)?;
-    sys::set_option(socket.raw(), libc::SOL_SOCKET, libc::SO_REUSEADDR, &1_i32.to_ne_bytes())?;
-    sys::bind(socket.raw(), &address::kernel_form(name.local))?;
-    swap::swap(fd, socket)
+}
+
+/// Binds to an address that the ARMOR has just let go of, which takes effect when no child that it is starting holds a
+/// copy any more.
+fn bind_again(fd: c_int, to: &sys::Address) -> sys::Result<()> {
+    let until = sys::now() + Duration::from_millis(200);
+    loop {
+        match sys::bind(fd, to) {
+            Err(Errno(libc::EADDRINUSE)) if sys::now() < until => sys::sleep(Duration::from_millis(2)),
+            result => return result,
+        }
+    }
 }

@@ -18,12 +18,7 @@ pub(crate) fn is_plain(address: *mut sockaddr, length: *mut socklen_t) -> bool {
 ///
 /// # Safety
 /// As for `recvfrom`, with both pointers set.
-pub(crate) unsafe fn report_sender(
-    from: &Address,
-    got: ssize_t,
-    address: *mut sockaddr,
-    length: *mut socklen_t,
-) -> ssize_t {
+pub(crate) unsafe fn report_sender(from: &Address, got: ssize_t, address: *mut sockaddr, length: *mut socklen_t) -> ssize_t {
     if got < 0 {
         return got;
     }

@@ -12,8 +12,7 @@ use crate::control::{self, Failure, Patience, Side};
 use crate::detour::{Bypass, Detour, Errno};
 use crate::{address, connect, names, sys};
 
-const PATIENCE: Patience =
-    Patience { reach: Duration::from_secs(1), answer: Some(Duration::from_secs(1)), interruptible: false };
+const PATIENCE: Patience = Patience { reach: Duration::from_secs(1), answer: Some(Duration::from_secs(1)), interruptible: false };
 
 /// No option of a TCP socket is longer; what is asked for beyond it is cut.
 const LONGEST: usize = 2048;
@@ -47,9 +46,7 @@ const fn place(level: c_int, option: c_int) -> Place {
         (libc::SOL_SOCKET, libc::SO_PEERCRED) => Place::Credentials,
         (libc::SOL_SOCKET, libc::SO_ERROR) => Place::Error,
         (libc::SOL_SOCKET, libc::SO_SNDBUF | libc::SO_RCVBUF) => Place::Both,
-        (libc::SOL_SOCKET, libc::SO_REUSEPORT | libc::SO_PRIORITY | libc::SO_MARK | libc::SO_BINDTODEVICE) => {
-            Place::Holder
-        }
+        (libc::SOL_SOCKET, libc::SO_REUSEPORT | libc::SO_PRIORITY | libc::SO_MARK | libc::SO_BINDTODEVICE) => Place::Holder,
         (libc::IPPROTO_TCP, libc::TCP_INFO) => Place::Info,
         (libc::IPPROTO_TCP | libc::IPPROTO_IP | libc::IPPROTO_IPV6, _) => Place::Holder,
         _ => Place::Native,
@@ -60,13 +57,7 @@ const fn place(level: c_int, option: c_int) -> Place {
 ///
 /// # Safety
 /// As for the C function.
-pub(crate) unsafe fn get(
-    fd: c_int,
-    level: c_int,
-    option: c_int,
-    value: *mut c_void,
-    length: *mut socklen_t,
-) -> Detour<c_int> {
+pub(crate) unsafe fn get(fd: c_int, level: c_int, option: c_int, value: *mut c_void, length: *mut socklen_t) -> Detour<c_int> {
     let place = place(level, option);
     if place == Place::Native {
         return Err(Bypass::Native.into());
@@ -152,13 +143,7 @@ fn from_holder(name: Name, level: c_int, option: c_int, buffer: &mut [u8]) -> Re
 ///
 /// # Safety
 /// As for the C function.
-pub(crate) unsafe fn set(
-    fd: c_int,
-    level: c_int,
-    option: c_int,
-    value: *const c_void,
-    length: socklen_t,
-) -> Detour<c_int> {
+pub(crate) unsafe fn set(fd: c_int, level: c_int, option: c_int, value: *const c_void, length: socklen_t) -> Detour<c_int> {
     let place = place(level, option);
     if !matches!(place, Place::Holder | Place::Both | Place::Info) {
         return Err(Bypass::Native.into());

@@ -70,8 +70,7 @@ struct Kept(UnsafeCell<Settings>);
 // SAFETY: written once by the thread that moves STATE from UNREAD to READING, read only after ACTIVE is seen.
 unsafe impl Sync for Kept {}
 
-static KEPT: Kept =
-    Kept(UnsafeCell::new(Settings { run_dir: Entry::new(), service: Entry::new(), shim_path: Entry::new() }));
+static KEPT: Kept = Kept(UnsafeCell::new(Settings { run_dir: Entry::new(), service: Entry::new(), shim_path: Entry::new() }));
 static STATE: AtomicU8 = AtomicU8::new(UNREAD);
 const UNREAD: u8 = 0;
 const READING: u8 = 1;

@@ -116,9 +116,7 @@ impl Encoded {
 /// # Errors
 /// When the message has no bundle, is larger than the bounds, or holds an operation that serde refuses.
 pub fn encode(message: &Message, scratch: &mut BytesMut) -> Result<Encoded, FrameError> {
-    let destination = message
-        .destination()
-        .ok_or_else(|| FrameError::Encode("it has no bundle, so it has no destination".to_owned()))?;
+    let destination = message.destination().ok_or_else(|| FrameError::Encode("it has no bundle, so it has no destination".to_owned()))?;
     if message.payload.len() > MAX_PAYLOAD {
         return Err(FrameError::Length { part: "payload", got: message.payload.len(), limit: MAX_PAYLOAD });
     }

@@ -72,16 +72,12 @@ impl fmt::Display for ConnectionId {
 pub struct ListenerId(pub u64);
 
 /// How many times a service's server process has been started; it fences the ones before. 0 means "not known yet".
-#[derive(
-    Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, Debug, Default,
-)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, Debug, Default)]
 #[serde(transparent)]
 pub struct Incarnation(pub u32);
 
 /// Number of a message, unique for its sender: the upper half is drawn anew at each start of the sender.
-#[derive(
-    Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, Debug, Default,
-)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, Debug, Default)]
 #[serde(transparent)]
 pub struct MessageId(pub u64);
 

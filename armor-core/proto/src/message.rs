@@ -24,10 +24,7 @@ pub struct Bundle {
 impl Bundle {
     /// A bundle with one operation.
     pub fn new(destination: ArmorId, operation: impl Into<BundledOperation>) -> Bundle {
-        Bundle {
-            destination,
-            operations: [operation.into()].into(),
-        }
+        Bundle { destination, operations: [operation.into()].into() }
     }
 
     /// The same bundle with one more operation at its end.

@@ -110,10 +110,7 @@ impl Clone for BundledOperation {
     fn clone(&self) -> Self {
         match self {
             BundledOperation::Typed(operation) => BundledOperation::Typed(operation.clone_box()),
-            BundledOperation::Encoded { kind, body } => BundledOperation::Encoded {
-                kind: *kind,
-                body: body.clone(),
-            },
+            BundledOperation::Encoded { kind, body } => BundledOperation::Encoded { kind: *kind, body: body.clone() },
         }
     }
 }
@@ -162,9 +159,7 @@ pub fn struct_name(wire_name: &str) -> String {
         .split('_')
         .map(|word| {
             let mut letters = word.chars();
-            letters.next().map_or_else(String::new, |first| {
-                first.to_uppercase().chain(letters.flat_map(char::to_lowercase)).collect()
-            })
+            letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters.flat_map(char::to_lowercase)).collect())
         })
         .collect()
 }

@@ -57,10 +57,7 @@ impl Outstanding {
         if self.waiting.len() >= MAX_OUTSTANDING {
             return Err(Box::new(message));
         }
-        self.waiting.insert(
-            message.id,
-            Waiting { message, first_sent: now, next_send: now + FIRST_RESEND, pause: FIRST_RESEND },
-        );
+        self.waiting.insert(message.id, Waiting { message, first_sent: now, next_send: now + FIRST_RESEND, pause: FIRST_RESEND });
         Ok(())
     }
 

@@ -184,7 +184,7 @@ fn a_server_that_never_comes_back_resets_the_client_by_the_deadline() {
         if outcome.finished() {
             continue;
         }
-        let (reason, after) = outcome.client_reset.expect(&context());
+        let (reason, after) = outcome.client_reset.unwrap_or_else(|| panic!("{}", context()));
         assert_eq!(reason, ResetReason::Deadline, "{}", context());
         assert!(after < Duration::from_secs(80), "{}", context());
     }

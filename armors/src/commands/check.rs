@@ -71,7 +71,8 @@ fn file(path: &Path) -> anyhow::Result<Checked> {
     let name = path.display().to_string();
     let text = std::fs::read_to_string(path).map_err(|error| anyhow::anyhow!("{name}:1:1: cannot be read: {error}"))?;
     // A service file has a command; everything else is told what is wrong with it as a composition.
-    let keys: Vec<String> = toml::from_str::<toml::Table>(&text).map(|table| table.into_iter().map(|(key, _)| key).collect()).unwrap_or_default();
+    let keys: Vec<String> =
+        toml::from_str::<toml::Table>(&text).map(|table| table.into_iter().map(|(key, _)| key).collect()).unwrap_or_default();
     let is = |key: &str| keys.iter().any(|present| present == key);
     if !is("element") && !is("armor") && (is("command") || is("name")) {
         return Ok(Checked::Service(services::parse(&name, &text)?.name));

@@ -43,13 +43,8 @@ fn describe(kind: &ElementKind) -> anyhow::Result<String> {
         [] => "nothing".to_owned(),
         list => list.iter().map(|subscription| subscription.name).collect::<Vec<_>>().join(", "),
     };
-    let mut text = format!(
-        "{}: {}\n\nSubscribes to: {}\nEmits:         {}\n",
-        kind.name,
-        kind.purpose,
-        names(&kind.subscribes),
-        names(&kind.emits)
-    );
+    let mut text =
+        format!("{}: {}\n\nSubscribes to: {}\nEmits:         {}\n", kind.name, kind.purpose, names(&kind.subscribes), names(&kind.emits));
     if !kind.excludes.is_empty() {
         writeln!(text, "Not beside:    {}", kind.excludes.join(", "))?;
     }

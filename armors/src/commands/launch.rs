@@ -119,7 +119,9 @@ impl Launch {
     fn spec(&self) -> anyhow::Result<ApplicationSpec> {
         let mut spec = match &self.service {
             Some(path) => services::read(path)?,
-            None => serde_json::from_value(serde_json::json!({ "name": self.name, "command": self.command })).context("the command line")?,
+            None => {
+                serde_json::from_value(serde_json::json!({ "name": self.name, "command": self.command })).context("the command line")?
+            }
         };
         if let Some(name) = &self.name {
             services::check_name(name).map_err(|reason| anyhow!("--name: {reason}"))?;
@@ -204,14 +206,19 @@ impl Watch<'_> {
         // Another node may have a service of the same name.
         let own = addresses.filter(|row| row["service"] == self.name && row["armor"].as_str().is_none_or(|armor| armor == overseer));
         let own: Vec<String> = own.map(|row| text(&row["address"])).collect();
-        let applications = statuses.get(&self.overseer).map_or(&[][..], |status| entries(&element(status, "app_oversight")["applications"]));
+        let applications =
+            statuses.get(&self.overseer).map_or(&[][..], |status| entries(&element(status, "app_oversight")["applications"]));
         if let Some(row) = applications.iter().find(|row| row["name"] == self.name) {
             self.log = row["log"].as_str().map(PathBuf::from);
             let state = text(&row["state"]);
             if own.is_empty() && (state == "ended" || state == "given-up") {
                 let tail = self.log.as_deref().map_or_else(String::new, |log| format!("; {}", environment::tail(log)));
                 let restarts = text(&row["restarts"]);
-                bail!("{} has {} after {restarts} restarts without serving anything{tail}", self.name, if state == "ended" { "ended" } else { "failed for good" });
+                bail!(
+                    "{} has {} after {restarts} restarts without serving anything{tail}",
+                    self.name,
+                    if state == "ended" { "ended" } else { "failed for good" }
+                );
             }
         }
         Ok(own)

@@ -25,6 +25,7 @@ pub(crate) enum Command {
     Start(start::Start),
     Check(check::Check),
     Elements(elements::Elements),
+    Demo(crate::demo::Demo),
 }
 
 impl Command {
@@ -40,6 +41,7 @@ impl Command {
             Command::Start(start) => start.run(),
             Command::Check(check) => check.run(),
             Command::Elements(elements) => elements.run(),
+            Command::Demo(demo) => demo.run(),
         }
     }
 }

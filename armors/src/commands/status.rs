@@ -102,7 +102,8 @@ fn applications(survey: &Survey) -> Table {
 fn services(survey: &Survey) -> Table {
     let mut table = Table::new(&["SERVICE", "ADDRESS", "ARMOR", "POLICY", "INCARNATION", "CLIENTS"]);
     for row in survey.armors.first().map_or(&[][..], |ftm| ftm.list("APP_SERVER_DB", "servers")) {
-        let [service, address, policy, incarnation, clients] = ["service", "address", "policy", "incarnation", "clients"].map(|key| text(&row[key]));
+        let [service, address, policy, incarnation, clients] =
+            ["service", "address", "policy", "incarnation", "clients"].map(|key| text(&row[key]));
         table.row([service, address, name_of(survey, &text(&row["armor"])), policy, incarnation, clients]);
     }
     table
@@ -113,9 +114,15 @@ fn connections(survey: &Survey) -> Table {
     let servers = survey.armors.first().map_or(&[][..], |ftm| ftm.list("APP_SERVER_DB", "servers"));
     for (end, element) in [("client", "APP_COMM_CLIENT"), ("server", "APP_COMM_SERVER")] {
         for (found, row) in rows(survey, element, "connections") {
-            let listed = || servers.iter().find(|server| server["address"] == row["address"]).map_or_else(String::new, |server| text(&server["service"]));
+            let listed = || {
+                servers
+                    .iter()
+                    .find(|server| server["address"] == row["address"])
+                    .map_or_else(String::new, |server| text(&server["service"]))
+            };
             let service = Some(text(&row["service"])).filter(|service| !service.is_empty()).unwrap_or_else(listed);
-            let [id, address, peer, state, sent, received] = ["id", "address", "peer", "state", "sent", "received"].map(|key| text(&row[key]));
+            let [id, address, peer, state, sent, received] =
+                ["id", "address", "peer", "state", "sent", "received"].map(|key| text(&row[key]));
             table.row([id, end.to_owned(), found.name.clone(), service, address, peer, state, sent, received]);
         }
     }

@@ -59,7 +59,8 @@ impl Up {
                 let listen = self.listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)));
                 let life = Life::of_ftm(&base, &directory, listen);
                 started.armor(&base, &directory, "ftm", &life, &mut text)?;
-                let address = directory.tcp_address().with_context(|| format!("the FTM has not written {}/tcp.addr", directory.path().display()))?;
+                let address =
+                    directory.tcp_address().with_context(|| format!("the FTM has not written {}/tcp.addr", directory.path().display()))?;
                 // Daemons of this machine are beside the FTM, on a port that the kernel chooses.
                 (address, SocketAddr::new(listen.ip(), 0))
             }
@@ -218,7 +219,8 @@ fn registered(daemon: &ArmorDirectory, ftm: &str) -> anyhow::Result<()> {
 }
 
 fn resolve(address: &str) -> anyhow::Result<SocketAddr> {
-    let mut found = address.to_socket_addrs().with_context(|| format!("--ftm {address}: expected HOST:PORT of the FTM, as in its tcp.addr"))?;
+    let mut found =
+        address.to_socket_addrs().with_context(|| format!("--ftm {address}: expected HOST:PORT of the FTM, as in its tcp.addr"))?;
     found.next().with_context(|| format!("--ftm {address}: the name has no address"))
 }
 

@@ -9,13 +9,13 @@ use std::path::Path;
 use anyhow::{Context as _, anyhow};
 use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::{
-    BLACK, Cartesian2d, ChartBuilder, ChartContext, Circle, DashedLineSeries, DrawingArea, IntoDrawingArea, LineSeries, PathElement, RGBColor, Rectangle,
-    SVGBackend, Text, WHITE,
+    BLACK, Cartesian2d, ChartBuilder, ChartContext, Circle, DashedLineSeries, DrawingArea, IntoDrawingArea, LineSeries, PathElement,
+    RGBColor, Rectangle, SVGBackend, Text, WHITE,
 };
 use plotters::style::text_anchor::{HPos, Pos, VPos};
-use plotters::style::{Color, IntoFont, ShapeStyle, TextStyle};
+use plotters::style::{Color, IntoFont, TextStyle};
 
-use super::report::{Arrival, Crash};
+use super::report::{Arrival, Client, Crash};
 
 /// Okabe and Ito's colours: told apart by colour-blind people too.
 const COLOURS: [RGBColor; 6] = [
@@ -27,7 +27,7 @@ const COLOURS: [RGBColor; 6] = [
     RGBColor(120, 94, 240),
 ];
 const CRASH: RGBColor = RGBColor(198, 40, 40);
-const PACE: RGBColor = RGBColor(130, 130, 130);
+const PACE: RGBColor = RGBColor(40, 40, 40);
 const GRID: RGBColor = RGBColor(226, 226, 226);
 const INK: RGBColor = RGBColor(50, 50, 50);
 
@@ -36,13 +36,15 @@ const HEAD: u32 = 84;
 const WHOLE: u32 = 470;
 /// Crashes that are shown from near.
 const NEAR: usize = 3;
+/// Clients for each of which there is room in the legend.
+const NAMED: usize = 4;
 /// Points of a curve of the whole stream; more would not be seen.
 const POINTS: usize = 1500;
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
 type Chart<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
 
-/// What is drawn. Times are in seconds since the demo's first client began.
+/// What is drawn. Times are in seconds since the streams began.
 pub(crate) struct Picture<'a> {
     /// One for each client.
     pub(crate) curves: Vec<Curve<'a>>,
@@ -62,18 +64,19 @@ pub(crate) struct Curve<'a> {
     pub(crate) start_s: f64,
     /// Bytes so far, at times since it began.
     pub(crate) arrivals: &'a [Arrival],
+    /// Longest gap at each crash, in milliseconds.
+    pub(crate) gaps_ms: &'a [Option<f64>],
 }
 
-impl Curve<'_> {
+impl<'a> Curve<'a> {
+    pub(crate) fn of(client: &'a Client) -> Curve<'a> {
+        Curve { name: &client.name, start_s: client.start_s, arrivals: &client.arrivals, gaps_ms: &client.gaps_ms }
+    }
+
     /// Seconds and kilobytes, starting at nothing.
     fn points(&self) -> impl Iterator<Item = (f64, f64)> {
         let arrivals = self.arrivals.iter().map(|arrival| (self.start_s + arrival.at_ms / 1e3, arrival.bytes as f64 / 1e3));
         std::iter::once((self.start_s, 0.0)).chain(arrivals)
-    }
-
-    /// Kilobytes received by a time.
-    fn at(&self, at_s: f64) -> f64 {
-        self.points().take_while(|point| point.0 <= at_s).last().map_or(0.0, |point| point.1)
     }
 }
 
@@ -109,7 +112,7 @@ impl Picture<'_> {
         let clients = plural(self.curves.len(), "client");
         let crashes = plural(self.crashes.len(), "crash").replace("crashs", "crashes");
         let title = format!("Audio stream to {clients} over {crashes} of the server");
-        area.draw(&Text::new(title, (70, 14), text(22.0).color(&BLACK)))?;
+        area.draw(&Text::new(title, (70, 12), text(22.0).color(&BLACK)))?;
         let (mut x, y) = (72, 60);
         let mut entry = |label: &str, colour: RGBColor, dashed: bool| -> Result<(), Box<dyn std::error::Error>> {
             let strokes: &[(i32, i32)] = if dashed { &[(0, 7), (10, 17), (20, 27)] } else { &[(0, 27)] };
@@ -120,15 +123,19 @@ impl Picture<'_> {
             x += 34 + 26 + i32::try_from(label.chars().count()).unwrap_or(0) * 8;
             Ok(())
         };
-        for (number, curve) in self.curves.iter().take(COLOURS.len()).enumerate() {
-            entry(curve.name, colour(number), false)?;
+        if self.curves.len() <= NAMED {
+            for (number, curve) in self.curves.iter().enumerate() {
+                entry(curve.name, colour(number), false)?;
+            }
+        } else {
+            entry(&format!("clients 1 to {}, from the left", self.curves.len()), colour(0), false)?;
         }
         entry("real time (as due)", PACE, true)?;
         if !self.crashes.is_empty() {
             entry("crash (SIGKILL)", CRASH, false)?;
             let top = y - 8;
             area.draw(&Rectangle::new([(x, top), (x + 27, y + 8)], CRASH.mix(0.14).filled()))?;
-            area.draw(&Text::new("until bytes flow again", (x + 34, y), text(14.0).pos(Pos::new(HPos::Left, VPos::Center))))?;
+            area.draw(&Text::new("recovery, until bytes flow", (x + 34, y), text(14.0).pos(Pos::new(HPos::Left, VPos::Center))))?;
         }
         Ok(())
     }
@@ -138,13 +145,13 @@ impl Picture<'_> {
         let last = self.curves.iter().flat_map(Curve::points).map(|point| point.0);
         let end = last.fold(self.curves.iter().map(|curve| curve.start_s + self.seconds).fold(1.0, f64::max), f64::max);
         let top = self.curves.iter().flat_map(|curve| curve.points().last()).map(|point| point.1).fold(kilobytes.max(1.0), f64::max) * 1.13;
-        let mut chart =
-            ChartBuilder::on(area).margin_right(24).margin_left(8).set_left_and_bottom(58, 48).build_cartesian_2d(0.0..end * 1.01, 0.0..top)?;
-        mesh(&mut chart, 12, 8, "time since the first client began (s)", "received (KB)")?;
-        for curve in &self.curves {
-            let pace = [(curve.start_s, 0.0), (curve.start_s + self.seconds, kilobytes)];
-            chart.draw_series(DashedLineSeries::new(pace, 6, 5, PACE.stroke_width(1)))?;
-        }
+        let mut chart = ChartBuilder::on(area)
+            .margin_right(24)
+            .margin_left(8)
+            .x_label_area_size(44)
+            .y_label_area_size(56)
+            .build_cartesian_2d(0.0..end * 1.01, 0.0..top)?;
+        mesh(&mut chart, 12, 8, "time (s)", "received (KB)")?;
         for crash in self.crashes {
             let flowing = crash.recovery.as_ref().and_then(|recovery| recovery.flowing_ms);
             if let Some(flowing) = flowing {
@@ -154,45 +161,62 @@ impl Picture<'_> {
             chart.draw_series([PathElement::new(vec![(crash.at_s, 0.0), (crash.at_s, top)], CRASH.stroke_width(2))])?;
         }
         for (number, curve) in self.curves.iter().enumerate() {
-            chart.draw_series(LineSeries::new(thinned(curve.points().collect()), colour(number).stroke_width(2)))?;
+            chart.draw_series(LineSeries::new(thinned(curve.points().collect()), colour(number).stroke_width(3)))?;
         }
-        // Labels last, on what is drawn; left of the line in the right half, so that none leaves the picture.
-        for crash in self.crashes {
-            let flowing = crash.recovery.as_ref().and_then(|recovery| recovery.flowing_ms);
-            let after = flowing.map_or("not recovered".to_owned(), |ms| format!("flowing again after {ms} ms"));
-            let (side, shift) = if crash.at_s > end * 0.6 { (HPos::Right, -end * 0.006) } else { (HPos::Left, end * 0.006) };
-            let style = text(14.0).pos(Pos::new(side, VPos::Top));
-            let first = format!("crash {} at {:.1} s", crash.number, crash.at_s);
-            chart.draw_series([Text::new(first, (crash.at_s + shift, top * 0.985), style.color(&CRASH))])?;
-            let style = text(13.0).pos(Pos::new(side, VPos::Top));
-            chart.draw_series([Text::new(after, (crash.at_s + shift, top * 0.94), style)])?;
+        // Over the curves: where a curve is in time, it would hide its own pace.
+        for curve in &self.curves {
+            let pace = [(curve.start_s, 0.0), (curve.start_s + self.seconds, kilobytes)];
+            chart.draw_series(DashedLineSeries::new(pace, 4, 8, PACE.stroke_width(1)))?;
+        }
+        for (index, crash) in self.crashes.iter().enumerate() {
+            let lines = self.label(index, crash);
+            let (side, shift) = if crash.at_s > end * 0.86 { (HPos::Right, -end * 0.006) } else { (HPos::Left, end * 0.006) };
+            for (line, label) in lines.into_iter().enumerate() {
+                let style = text(if line == 0 { 14.0 } else { 13.0 }).pos(Pos::new(side, VPos::Top));
+                let style = if line == 0 { style.color(&CRASH) } else { style };
+                chart.draw_series([Text::new(label, (crash.at_s + shift, top * (0.985 - 0.042 * line as f64)), style)])?;
+            }
         }
         Ok(())
+    }
+
+    /// What is written at a crash: its number alone when there are many.
+    fn label(&self, index: usize, crash: &Crash) -> Vec<String> {
+        if self.crashes.len() > 5 {
+            return vec![crash.number.to_string()];
+        }
+        let flowing = crash.recovery.as_ref().and_then(|recovery| recovery.flowing_ms);
+        let flowing = flowing.map_or("not recovered".to_owned(), |ms| format!("flowing after {ms} ms"));
+        let gap = self.curves.iter().filter_map(|curve| curve.gaps_ms.get(index).copied().flatten()).max_by(f64::total_cmp);
+        let gap = gap.map(|ms| format!("longest gap {ms:.0} ms"));
+        [format!("crash {} at {:.1} s", crash.number, crash.at_s), flowing].into_iter().chain(gap).collect()
     }
 
     fn near(&self, area: &Area<'_>) -> Result<(), Box<dyn std::error::Error>> {
         let shown = &self.crashes[..self.crashes.len().min(NEAR)];
         let flowing = shown.iter().filter_map(|crash| crash.recovery.as_ref()?.flowing_ms).max().unwrap_or(400);
-        // Twice the outage, rounded up to whole 100 ms.
-        let after_ms = ((flowing as f64 * 2.2).clamp(400.0, 6000.0) / 100.0).ceil() * 100.0;
+        // Twice the outage, rounded up to whole 50 ms.
+        let after_ms = ((flowing as f64 * 2.2).clamp(250.0, 6000.0) / 50.0).ceil() * 50.0;
         for (crash, part) in shown.iter().zip(area.split_evenly((1, shown.len()))) {
             self.crash(&part, crash, after_ms)?;
         }
         Ok(())
     }
 
-    /// Kilobytes since the crash over milliseconds since the crash.
+    /// Kilobytes beyond those that were due at the crash, over milliseconds since it. Clients are told apart by the phases of
+    /// their packets.
     fn crash(&self, area: &Area<'_>, crash: &Crash, after_ms: f64) -> Result<(), Box<dyn std::error::Error>> {
         let before_ms = after_ms / 5.0;
         let pace = self.bytes_per_second / 1e6;
-        let (low, high) = (-before_ms * pace, after_ms * pace * 1.12);
+        let (low, high) = (-before_ms * pace, after_ms * pace * 1.5);
         let mut chart = ChartBuilder::on(area)
             .margin_right(24)
             .margin_left(8)
             .margin_top(30)
-            .set_left_and_bottom(58, 48)
+            .x_label_area_size(44)
+            .y_label_area_size(56)
             .build_cartesian_2d(-before_ms..after_ms, low..high)?;
-        mesh(&mut chart, 6, 5, "time since the crash (ms)", "received since (KB)")?;
+        mesh(&mut chart, 6, 5, "time since the crash (ms)", "received - due at crash (KB)")?;
         let flowing = crash.recovery.as_ref().and_then(|recovery| recovery.flowing_ms);
         if let Some(flowing) = flowing {
             chart.draw_series([Rectangle::new([(0.0, low), ((flowing as f64).min(after_ms), high)], CRASH.mix(0.14).filled())])?;
@@ -200,17 +224,22 @@ impl Picture<'_> {
         chart.draw_series(DashedLineSeries::new([(-before_ms, low), (after_ms, after_ms * pace)], 6, 5, PACE.stroke_width(1)))?;
         chart.draw_series([PathElement::new(vec![(0.0, low), (0.0, high)], CRASH.stroke_width(2))])?;
         for (number, curve) in self.curves.iter().enumerate() {
-            let base = curve.at(crash.at_s);
-            let relative = |point: (f64, f64)| ((point.0 - crash.at_s) * 1e3, point.1 - base);
+            let due = (crash.at_s - curve.start_s).clamp(0.0, self.seconds.max(0.0)) * self.bytes_per_second / 1e3;
+            let relative = |point: (f64, f64)| ((point.0 - crash.at_s) * 1e3, point.1 - due);
             let steps = steps(curve.points().map(relative), -before_ms, after_ms);
             chart.draw_series(LineSeries::new(steps, colour(number).stroke_width(2)))?;
-            let dots = curve.points().map(relative).filter(|point| point.0 >= -before_ms && point.0 <= after_ms && point.1 >= low && point.1 <= high);
+            let dots = curve
+                .points()
+                .map(relative)
+                .filter(|point| point.0 >= -before_ms && point.0 <= after_ms && point.1 >= low && point.1 <= high);
             chart.draw_series(dots.map(|point| Circle::new(point, 2, colour(number).filled())))?;
         }
         let title = format!("Crash {}: process {} killed", crash.number, crash.pid);
         area.draw(&Text::new(title, (70, 8), text(15.0).color(&CRASH)))?;
         let (width, _) = area.dim_in_pixel();
-        for (line, (step, ms)) in crash.recovery.iter().flat_map(|recovery| recovery.steps()).filter_map(|(step, ms)| Some((step, ms?))).enumerate() {
+        for (line, (step, ms)) in
+            crash.recovery.iter().flat_map(|recovery| recovery.steps()).filter_map(|(step, ms)| Some((step, ms?))).enumerate()
+        {
             let at = |x: i32| (x, 42 + 17 * i32::try_from(line).unwrap_or(0));
             // The upper left corner is free (nothing had come by then), but for the shaded part's edge.
             let left = 66 + i32::try_from(width.saturating_sub(90)).unwrap_or(0) / 6 + 12;
@@ -293,7 +322,10 @@ mod tests {
         for packet in 0..1000_u64 {
             let due = packet as f64 * 20.0;
             let held = crashes.iter().map(|crash| (crash.at_s - start_s) * 1e3).find(|crash| (*crash..crash + 130.0).contains(&due));
-            arrivals.push(Arrival { at_ms: held.map_or(due + 0.3, |crash| crash + 130.0 + (due - crash) / 100.0), bytes: 44 + 640 * (packet + 1) });
+            arrivals.push(Arrival {
+                at_ms: held.map_or(due + start_s * 6.0 + 0.3, |crash| crash + 130.0 + (due - crash) / 100.0),
+                bytes: 44 + 640 * (packet + 1),
+            });
         }
         arrivals
     }
@@ -325,9 +357,14 @@ mod tests {
         let starts = [0.0, 1.0, 2.0];
         let all: Vec<_> = starts.iter().map(|&start| arrivals(start, &crashes)).collect();
         let names = ["client 1", "client 2", "client 3"];
-        let curves = names.iter().zip(&all).zip(starts).map(|((name, arrivals), start_s)| Curve { name, start_s, arrivals }).collect();
+        let curves = names
+            .iter()
+            .zip(&all)
+            .zip(starts)
+            .map(|((name, arrivals), start_s)| Curve { name, start_s, arrivals, gaps_ms: &[Some(131.0), Some(149.6)] })
+            .collect();
         let svg = draw(&Picture { curves, crashes: &crashes, bytes_per_second: 32_000.0, seconds: 20.0 });
-        for expected in ["client 3", "crash 2 at 13.3 s", "flowing again after 128 ms", "received (KB)", "reconnected"] {
+        for expected in ["client 3", "crash 2 at 13.3 s", "flowing after 128 ms", "longest gap 150 ms", "received (KB)", "reconnected"] {
             assert!(svg.contains(expected), "{expected}");
         }
         if let Some(path) = std::env::var_os("ARMOR_TEST_PICTURE") {
@@ -338,7 +375,7 @@ mod tests {
     #[test]
     fn a_demo_without_anything_is_drawn_too() {
         let bare = Crash { number: 1, ..Crash::default() };
-        let nothing = || vec![Curve { name: "client 1", start_s: 0.0, arrivals: &[] }];
+        let nothing = || vec![Curve { name: "client 1", start_s: 0.0, arrivals: &[], gaps_ms: &[] }];
         draw(&Picture { curves: nothing(), crashes: &[], bytes_per_second: 0.0, seconds: 0.0 });
         draw(&Picture { curves: Vec::new(), crashes: &[bare], bytes_per_second: 32_000.0, seconds: 20.0 });
     }

@@ -46,7 +46,7 @@ pub(crate) struct Programme {
 pub(crate) struct Crash {
     /// From 1.
     pub(crate) number: usize,
-    /// Seconds since the first client began.
+    /// Seconds since the streams began.
     pub(crate) at_s: f64,
     pub(crate) at_unix_ms: u64,
     /// Process that was killed.
@@ -92,8 +92,8 @@ pub(crate) struct Client {
     pub(crate) name: String,
     /// Whether it received the programme, byte for byte.
     pub(crate) identical: bool,
-    /// Longest time without bytes after each crash, in milliseconds.
-    pub(crate) pauses_ms: Vec<Option<f64>>,
+    /// Longest time without bytes that overlaps each recovery, in milliseconds.
+    pub(crate) gaps_ms: Vec<Option<f64>>,
     /// Its own report (`examples/audio-streaming/README.md`); null when there is none.
     pub(crate) report: Value,
     #[serde(skip)]
@@ -108,14 +108,15 @@ impl Client {
         let report: Value = std::fs::read(report).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or(Value::Null);
         let arrivals = arrivals(&std::fs::read_to_string(packet_log).unwrap_or_default(), &report);
         let start_s = report["start_unix_ms"].as_u64().map_or(0.0, |start| (start as f64 - origin_ms as f64) / 1e3);
-        let pause = |(number, crash): (usize, &Crash)| {
+        let gap = |(number, crash): (usize, &Crash)| {
             let from = (crash.at_s - start_s) * 1e3;
-            let until = crashes.get(number + 1).map_or(f64::INFINITY, |next| (next.at_s - start_s) * 1e3);
-            longest_pause(&arrivals, from, until)
+            let next = crashes.get(number + 1).map_or(f64::INFINITY, |next| (next.at_s - start_s) * 1e3);
+            let flowing = crash.recovery.as_ref().and_then(|recovery| recovery.flowing_ms);
+            longest_gap(&arrivals, from, flowing.map_or(next, |ms| from + ms as f64))
         };
-        let pauses_ms = crashes.iter().enumerate().map(pause).collect();
+        let gaps_ms = crashes.iter().enumerate().map(gap).collect();
         let identical = report["outcome"] == "complete" && report["sha256"] == *programme.sha256;
-        Client { name, identical, pauses_ms, report, start_s, arrivals }
+        Client { name, identical, gaps_ms, report, start_s, arrivals }
     }
 }
 
@@ -144,10 +145,10 @@ fn arrivals(packet_log: &str, report: &Value) -> Vec<Arrival> {
     series.iter().scan(0, entry).collect()
 }
 
-/// Longest time between two arrivals of which the second came in `from..until`.
-fn longest_pause(arrivals: &[Arrival], from: f64, until: f64) -> Option<f64> {
-    let after = arrivals.windows(2).filter(|pair| pair[1].at_ms >= from && pair[1].at_ms < until);
-    after.map(|pair| pair[1].at_ms - pair[0].at_ms).max_by(f64::total_cmp).map(|pause| (pause * 10.0).round() / 10.0)
+/// Longest time between two arrivals, of those times that have a part in `from..=until`.
+fn longest_gap(arrivals: &[Arrival], from: f64, until: f64) -> Option<f64> {
+    let after = arrivals.windows(2).filter(|pair| pair[1].at_ms >= from && pair[0].at_ms <= until);
+    after.map(|pair| pair[1].at_ms - pair[0].at_ms).max_by(f64::total_cmp).map(|gap| (gap * 10.0).round() / 10.0)
 }
 
 impl Report {
@@ -173,7 +174,8 @@ impl Report {
         let Programme { seconds, bytes, bytes_per_second, sha256 } = &self.programme;
         let mut out = String::new();
         // Writing to a String does not fail.
-        let _ = writeln!(out, "Programme: {seconds:.1} s of audio, {bytes} bytes at {:.1} KB/s\nSHA-256:   {sha256}\n", bytes_per_second / 1e3);
+        let _ =
+            writeln!(out, "Programme: {seconds:.1} s of audio, {bytes} bytes at {:.1} KB/s\nSHA-256:   {sha256}\n", bytes_per_second / 1e3);
         let _ = writeln!(out, "Clients (played as the packets arrive, without a playout buffer)\n{}", indent(&self.client_table()));
         if self.crashes.is_empty() {
             let _ = writeln!(out, "Crashes: none");
@@ -183,7 +185,10 @@ impl Report {
         match self.passed {
             true => {
                 let (clients, crashes) = (self.clients.len(), self.crashes.len());
-                let _ = writeln!(out, "Passed: {clients} of {clients} clients received the identical stream over {crashes} crashes of the server.");
+                let _ = writeln!(
+                    out,
+                    "Passed: {clients} of {clients} clients received the identical stream over {crashes} crashes of the server."
+                );
             }
             false => {
                 let _ = writeln!(out, "FAILED: {}.", self.complaints.join("; "));
@@ -193,7 +198,8 @@ impl Report {
     }
 
     fn client_table(&self) -> String {
-        let mut table = Table::new(&["CLIENT", "OUTCOME", "BYTES", "LONGEST GAP", "UNDERRUNS", "LATE P99", "IDENTICAL", "SHA-256 OF WHAT IT RECEIVED"]);
+        let mut table =
+            Table::new(&["CLIENT", "OUTCOME", "BYTES", "LONGEST GAP", "UNDERRUNS", "LATE P99", "IDENTICAL", "SHA-256 OF WHAT IT RECEIVED"]);
         for client in &self.clients {
             let report = &client.report;
             let ms = |value: &Value| value.as_f64().map_or_else(String::new, |ms| format!("{ms:.1} ms"));
@@ -222,14 +228,17 @@ impl Report {
 
     fn crash_table(&self) -> String {
         let mut table =
-            Table::new(&["CRASH", "AT", "PID", "DETECTED", "RESTARTED", "BOUND", "RECONNECTED", "REPLAYED", "FLOWING", "LONGEST GAP OF EACH CLIENT"]);
+            Table::new(&["CRASH", "AT", "PID", "DETECTED", "RESTARTED", "BOUND", "RECONNECTED", "REPLAYED", "FLOWING", "CLIENTS' GAPS"]);
         for (index, crash) in self.crashes.iter().enumerate() {
             let next = crash.next_pid.map_or_else(|| "?".to_owned(), |pid| pid.to_string());
             let mut row = vec![crash.number.to_string(), format!("{:.2} s", crash.at_s), format!("{} -> {next}", crash.pid)];
             let steps = crash.recovery.clone().unwrap_or_default().steps();
             row.extend(steps.iter().map(|(_, ms)| ms.map_or_else(String::new, |ms| ms.to_string())));
-            let pauses = self.clients.iter().map(|client| client.pauses_ms.get(index).copied().flatten().map_or("-".to_owned(), |ms| format!("{ms:.0}")));
-            row.push(pauses.collect::<Vec<_>>().join(", "));
+            let gaps = self
+                .clients
+                .iter()
+                .map(|client| client.gaps_ms.get(index).copied().flatten().map_or("-".to_owned(), |ms| format!("{ms:.0}")));
+            row.push(gaps.collect::<Vec<_>>().join(", "));
             table.row(row);
         }
         table.render()
@@ -265,7 +274,7 @@ mod tests {
 
     fn client(report: Value) -> Client {
         let identical = report["sha256"] == *programme().sha256;
-        Client { name: "client 1".to_owned(), identical, pauses_ms: vec![Some(61.2)], report, start_s: 0.0, arrivals: Vec::new() }
+        Client { name: "client 1".to_owned(), identical, gaps_ms: vec![Some(61.2)], report, start_s: 0.0, arrivals: Vec::new() }
     }
 
     #[test]
@@ -285,8 +294,9 @@ mod tests {
         let report = json!({ "bytes_expected": 2044, "packets_expected": 4, "format": { "sample_rate": 1000 } });
         let arrivals = arrivals("packet,due_ms,late_ms\n0,0.000,0.500\n1,20.000,130.000\nbroken", &report);
         assert_eq!(arrivals, [Arrival { at_ms: 0.5, bytes: 544 }, Arrival { at_ms: 150.0, bytes: 1044 }]);
-        assert_eq!(longest_pause(&arrivals, 30.0, 200.0), Some(149.5));
-        assert_eq!(longest_pause(&arrivals, 160.0, 200.0), None);
+        assert_eq!(longest_gap(&arrivals, 30.0, 200.0), Some(149.5));
+        assert_eq!(longest_gap(&arrivals, 160.0, 200.0), None);
+        assert_eq!(longest_gap(&arrivals, -20.0, 0.0), None);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! A whole environment (FTM and one daemon) in a directory of its own, for one test. Everything ends with it.
-#![allow(dead_code, reason = "each test file uses what it needs")]
+#![allow(dead_code, unreachable_pub, reason = "each test file uses what it needs")]
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
@@ -84,7 +85,9 @@ impl Environment {
         let pid = self.wait_for("a running process", || self.pid(name));
         let before = self.application(name).unwrap()["incarnation"].as_i64().unwrap();
         kill(pid);
-        self.wait_for("the next life", || self.application(name).filter(|app| app["incarnation"].as_i64() > Some(before) && app["state"] == "running"));
+        self.wait_for("the next life", || {
+            self.application(name).filter(|app| app["incarnation"].as_i64() > Some(before) && app["state"] == "running")
+        });
     }
 
     pub fn wait_for<T>(&self, what: &str, mut condition: impl FnMut() -> Option<T>) -> T {

@@ -134,6 +134,13 @@ impl ApplicationSocket {
         let _ = rustix::net::shutdown(self.socket.get_ref(), rustix::net::Shutdown::Write);
     }
 
+    /// Ends the connection to the application in both directions, and with it the tasks that wait on the socket. Closing alone
+    /// would not: they hold the descriptor too.
+    pub fn hang_up(&self) {
+        let _ = rustix::net::shutdown(self.socket.get_ref(), rustix::net::Shutdown::Both);
+        self.resume.notify_one();
+    }
+
     /// Wakes the reading task after back-pressure.
     pub fn resume(&self) {
         self.resume.notify_one();

@@ -4,7 +4,9 @@ use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
 
 use armor_core::context::Context;
-use armor_proto::connection::{Config, MarkPolicy, OnDivergence as EndOnDivergence, ReconnectPolicy, RequestPolicy, Reset, ResetReason, StreamPolicy};
+use armor_proto::connection::{
+    Config, MarkPolicy, OnDivergence as EndOnDivergence, ReconnectPolicy, RequestPolicy, Reset, ResetReason, StreamPolicy,
+};
 use armor_proto::ids::{ConnectionId, Incarnation};
 
 use crate::operations::{AppcommReset, OnDivergence, Policy};

@@ -103,7 +103,9 @@ impl HookupListener {
                         }
                         Err(Errno::AGAIN) => break,
                         Err(Errno::MFILE | Errno::NFILE) => {
-                            handle.call(|_, context| context.event(Event::new("hook-up-refused").with("reason", "out of file descriptors; raise ulimit -n")));
+                            handle.call(|_, context| {
+                                context.event(Event::new("hook-up-refused").with("reason", "out of file descriptors; raise ulimit -n"))
+                            });
                             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
                         }
                         Err(_) => {}

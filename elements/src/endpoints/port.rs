@@ -125,7 +125,17 @@ pub struct Port<E> {
 impl<E: End> Port<E> {
     /// An end that has no socket yet.
     pub fn new(end: E) -> Port<E> {
-        Port { end, socket: None, read_done: false, buffer: BytesMut::new(), blocked: false, paused: false, armed: None, read_bytes: 0, written_bytes: 0 }
+        Port {
+            end,
+            socket: None,
+            read_done: false,
+            buffer: BytesMut::new(),
+            blocked: false,
+            paused: false,
+            armed: None,
+            read_bytes: 0,
+            written_bytes: 0,
+        }
     }
 
     /// Joins a socket to the end.
@@ -136,10 +146,10 @@ impl<E: End> Port<E> {
         self.paused = false;
     }
 
-    /// Closes the ARMOR's end. A reading task that waits for room is woken, since it holds the socket too.
+    /// Closes the ARMOR's end.
     pub fn detach(&mut self) {
         if let Some(socket) = self.socket.take() {
-            socket.resume();
+            socket.hang_up();
         }
     }
 
@@ -170,14 +180,13 @@ impl<E: End> Port<E> {
     /// Reads all that is left in the socket of a process that has died, window or not.
     pub fn drain_dead(&mut self, now: Instant) {
         let Some(socket) = self.socket.take() else { return };
-        socket.resume();
-        if self.read_done {
-            return;
-        }
-        while let Reading::Bytes(bytes, _) = socket.read(&mut self.buffer, super::READ_SIZE) {
+        while !self.read_done
+            && let Reading::Bytes(bytes, _) = socket.read(&mut self.buffer, super::READ_SIZE)
+        {
             self.read_bytes += bytes.len() as u64;
             self.end.app_read(bytes, now);
         }
+        socket.hang_up();
     }
 
     /// The application's buffer has room again.

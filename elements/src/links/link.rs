@@ -79,7 +79,10 @@ struct Shared {
     write: WriteHalf,
     out: RefCell<Out>,
     wake: Notify,
+    /// Closed here: nothing more is read or written.
     closed: Cell<bool>,
+    /// The peer takes no more. What it sent before is still read; the reader finds its end.
+    broken: Cell<bool>,
     dropped: Cell<u64>,
 }
 
@@ -94,7 +97,14 @@ impl Link {
     /// Starts a link over a connected socket.
     pub fn open<E: LinkOwner>(id: LinkId, stream: Stream, context: &mut Context<'_>) -> Link {
         let (read, write) = stream.split();
-        let shared = Rc::new(Shared { write, out: RefCell::default(), wake: Notify::new(), closed: Cell::new(false), dropped: Cell::new(0) });
+        let shared = Rc::new(Shared {
+            write,
+            out: RefCell::default(),
+            wake: Notify::new(),
+            closed: Cell::new(false),
+            broken: Cell::new(false),
+            dropped: Cell::new(0),
+        });
         context.spawn(read_frames::<E>(id, read, Rc::clone(&shared), context.handle()));
         context.spawn(flush_when_writable(Rc::clone(&shared)));
         Link { shared }
@@ -103,7 +113,7 @@ impl Link {
     /// Sends a frame, now if the kernel takes it.
     pub fn send(&self, encoded: Encoded) -> Sent {
         let shared = &*self.shared;
-        if shared.closed.get() {
+        if shared.closed.get() || shared.broken.get() {
             return Sent::Closed;
         }
         let mut out = shared.out.borrow_mut();
@@ -117,8 +127,7 @@ impl Link {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return self.queue(&mut out, encoded, 0),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => {
-                    drop(out);
-                    self.close();
+                    shared.broken.set(true);
                     return Sent::Closed;
                 }
             }
@@ -218,7 +227,10 @@ async fn flush_when_writable(shared: Rc<Shared>) {
             if let Err(error) = result
                 && error.kind() != io::ErrorKind::WouldBlock
             {
-                shared.close();
+                shared.broken.set(true);
+                let mut out = shared.out.borrow_mut();
+                out.pieces.clear();
+                out.bytes = 0;
                 return;
             }
         }

@@ -3,7 +3,7 @@
 //!     flow-meter meter-daemon.toml --name meter --run-dir /run/armor/meter
 
 use std::fs::File;
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -27,7 +27,7 @@ struct Arguments {
 
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
-    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal()).init();
     armor_core::host::abort_on_panic();
     let kinds = flow_meter::kinds();
     let composition = Composition::read(&arguments.composition, &kinds)?;

@@ -69,7 +69,11 @@ static void a_bound_client_keeps_its_port(int family) {
     int l = listener(family, &where), c = tcp(family);
     CHECK(bind(c, &own.any, own.length) == 0 && is_swapped(c));
     own = own_address(c);
+    int e = epoll_create1(0);
+    struct epoll_event event = {.events = EPOLLOUT, .data.u64 = 3};
+    CHECK(epoll_ctl(e, EPOLL_CTL_ADD, c, &event) == 0);
     CHECK(connect(c, &where.any, where.length) == 0 && is_swapped(c));
+    CHECK(epoll_wait(e, &event, 1, 0) == 1 && event.events == EPOLLOUT && event.data.u64 == 3);
     CHECK(same(own, own_address(c)) && same(where, peer_address(c)));
     address from = {.length = sizeof from.storage};
     int s = accept(l, &from.any, &from.length);

@@ -42,6 +42,15 @@ fn a_bound_client_keeps_its_port() {
 }
 
 #[test]
+fn a_bound_client_keeps_its_port_when_its_socket_is_not_given_back() {
+    for family in FAMILIES {
+        let armor = MockArmor::start();
+        armor.keep_holders();
+        run(&armor, "binding", &["client", family]);
+    }
+}
+
+#[test]
 fn ports_can_be_shared_with_reuseport() {
     for_both_families("reuse");
 }

@@ -24,9 +24,10 @@ fn an_orderly_end_stays_an_end_however_often_it_is_read() {
 
 #[test]
 fn a_reset_is_an_error_in_every_way_to_read() {
-    for (family, way) in FAMILIES.into_iter().flat_map(|family| {
-        ["read", "readv", "recv", "peek", "recvfrom", "recvmsg", "recvmmsg"].map(|way| (family, way))
-    }) {
+    for (family, way) in FAMILIES
+        .into_iter()
+        .flat_map(|family| ["read", "readv", "recv", "peek", "recvfrom", "recvmsg", "recvmmsg"].map(|way| (family, way)))
+    {
         let armor = MockArmor::start();
         let mut program = start(&armor, "ends", &["reset", family, way]);
         program.line("connected");
@@ -69,9 +70,8 @@ fn word(how: &str, expected: &Word) {
             Word::Aborted => matches!(request, Request::Aborted { .. }),
             Word::None => false,
         };
-        let of_client = |requests: &[Request]| -> Vec<Request> {
-            requests.iter().filter(|request| client_word(request)).cloned().collect()
-        };
+        let of_client =
+            |requests: &[Request]| -> Vec<Request> { requests.iter().filter(|request| client_word(request)).cloned().collect() };
         if matches!(expected, Word::None) {
             // The connection ends only when the process does, and then everything that was sent has been heard.
             if matches!(how, "same" | "shutdown_read") {
@@ -93,9 +93,7 @@ fn word(how: &str, expected: &Word) {
 
 fn client_word(request: &Request) -> bool {
     match request {
-        Request::Closed { name, .. } | Request::Finished { name, .. } | Request::Aborted { name, .. } => {
-            name.role == Role::Client
-        }
+        Request::Closed { name, .. } | Request::Finished { name, .. } | Request::Aborted { name, .. } => name.role == Role::Client,
         _ => false,
     }
 }

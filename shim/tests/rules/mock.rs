@@ -8,17 +8,15 @@ use std::net::{Shutdown, SocketAddr, TcpListener};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use armor_proto::hookup::{
-    CLIENT_SOCKET, ConnectState, DATAGRAM_LIMIT, Endpoint, IpFamily, Name, Reply, Request, Role, SERVER_SOCKET,
-};
-use rustix::io::Errno;
+use armor_proto::hookup::{CLIENT_SOCKET, ConnectState, DATAGRAM_LIMIT, Endpoint, IpFamily, Name, Reply, Request, Role, SERVER_SOCKET};
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, SocketAddrUnix, SocketFlags, SocketType,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    SocketAddrUnix, SocketFlags, SocketType,
 };
 
 use crate::options;
@@ -45,14 +43,15 @@ pub(crate) struct MockArmor {
     sockets: Vec<OwnedFd>,
 }
 
+#[derive(Default)]
 struct Shared {
     state: Mutex<State>,
     changed: Condvar,
+    keeps_holders: AtomicBool,
 }
 
 #[derive(Default)]
 struct State {
-    last_id: u64,
     listeners: HashMap<u64, Listener>,
     connections: HashMap<u64, Connection>,
     requests: Vec<Request>,
@@ -68,7 +67,7 @@ struct Listener {
 
 struct Connection {
     client: UnixStream,
-    server: Option<UnixStream>,
+    server: UnixStream,
     client_holder: OwnedFd,
     server_holder: OwnedFd,
     ended: i32,
@@ -80,7 +79,7 @@ impl MockArmor {
     }
 
     pub(crate) fn start_in(directory: tempfile::TempDir) -> Self {
-        let shared = Arc::new(Shared { state: Mutex::default(), changed: Condvar::new() });
+        let shared = Arc::<Shared>::default();
         let mut armor = Self { directory, shared, sockets: Vec::new() };
         armor.open_sockets();
         armor
@@ -88,7 +87,7 @@ impl MockArmor {
 
     /// A directory without an ARMOR, see [`open_sockets`](Self::open_sockets).
     pub(crate) fn absent() -> Self {
-        let shared = Arc::new(Shared { state: Mutex::default(), changed: Condvar::new() });
+        let shared = Arc::<Shared>::default();
         Self { directory: tempfile::tempdir().unwrap(), shared, sockets: Vec::new() }
     }
 
@@ -112,13 +111,18 @@ impl MockArmor {
         }
     }
 
+    /// From now on the socket of a listener that is unregistered is closed, not given back.
+    pub(crate) fn keep_holders(&self) {
+        self.shared.keeps_holders.store(true, Ordering::Relaxed);
+    }
+
     pub(crate) fn directory(&self) -> &Path {
         self.directory.path()
     }
 
     /// Queues a behaviour for the next connect that asks for a service.
     pub(crate) fn next_connect(&self, behaviour: Behaviour) {
-        self.shared.state.lock().unwrap().behaviours.push_back(behaviour);
+        self.shared.state().behaviours.push_back(behaviour);
     }
 
     /// Lets the pending connects succeed.
@@ -132,47 +136,62 @@ impl MockArmor {
     }
 
     fn decide(&self, verdict: ConnectState) {
-        self.shared.state.lock().unwrap().verdict = Some(verdict);
+        self.shared.state().verdict = Some(verdict);
         self.shared.changed.notify_all();
     }
 
     /// Breaks every connection off as a reset would.
     pub(crate) fn reset_connections(&self) {
-        let mut state = self.shared.state.lock().unwrap();
+        let mut state = self.shared.state();
         for connection in state.connections.values_mut() {
             connection.ended = libc::ECONNRESET;
             let _ = connection.client.shutdown(Shutdown::Both);
-            if let Some(server) = &connection.server {
-                let _ = server.shutdown(Shutdown::Both);
-            }
+            let _ = connection.server.shutdown(Shutdown::Both);
         }
     }
 
     /// Waits until `wanted` is true of the requests so far.
     pub(crate) fn wait_for(&self, what: &str, wanted: impl Fn(&[Request]) -> bool) {
-        let state = self.shared.state.lock().unwrap();
+        let state = self.shared.state();
         let limit = Duration::from_secs(20);
-        let (state, late) =
-            self.shared.changed.wait_timeout_while(state, limit, |state| !wanted(&state.requests)).unwrap();
+        let (state, late) = self.shared.changed.wait_timeout_while(state, limit, |state| !wanted(&state.requests)).unwrap();
         assert!(!late.timed_out(), "no {what} among {:#?}", state.requests);
     }
 
     pub(crate) fn requests(&self) -> Vec<Request> {
-        self.shared.state.lock().unwrap().requests.clone()
+        self.shared.state().requests.clone()
     }
 
     /// Addresses of the services that are registered.
     pub(crate) fn services(&self) -> Vec<SocketAddr> {
-        self.shared.state.lock().unwrap().listeners.values().map(|listener| listener.name.local.into()).collect()
+        self.shared.state().listeners.values().map(|listener| listener.name.local.into()).collect()
     }
 
-    /// Connects to the listeners' abstract names as somebody who is no ARMOR would.
+    /// Connects to a listener's abstract name as somebody who is no ARMOR would.
     pub(crate) fn intrude(&self) -> UnixStream {
-        let state = self.shared.state.lock().unwrap();
-        let name = state.listeners.values().next().unwrap().name;
         let socket = unix_socket(SocketType::STREAM);
-        rustix::net::connect(&socket, &address(&name)).unwrap();
+        rustix::net::connect(&socket, &address(&self.any_listener())).unwrap();
         UnixStream::from(socket)
+    }
+
+    /// The same by another user, who knows how an ARMOR names its end. Needs root.
+    pub(crate) fn intrude_as_another_user(&self) -> UnixStream {
+        let listener = self.any_listener();
+        let intruder = move || {
+            let socket = unix_socket(SocketType::STREAM);
+            let name = Name { role: Role::Server, id: State::new_id(), local: listener.local, peer: listener.local };
+            rustix::net::bind(&socket, &address(&name)).unwrap();
+            // Of this thread alone, which is what the kernel reports as the peer's credentials.
+            let nobody = rustix::process::Uid::from_raw(65534);
+            rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
+            rustix::net::connect(&socket, &address(&listener)).unwrap();
+            UnixStream::from(socket)
+        };
+        thread::spawn(intruder).join().unwrap()
+    }
+
+    fn any_listener(&self) -> Name {
+        self.shared.state().listeners.values().next().unwrap().name
     }
 }
 
@@ -181,17 +200,22 @@ impl Drop for MockArmor {
         for socket in &self.sockets {
             let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Both);
         }
-        self.shared.state.lock().unwrap().stopped = true;
+        self.shared.state().stopped = true;
         self.shared.changed.notify_all();
         self.reset_connections();
     }
 }
 
 impl Shared {
+    /// Also after a panic in another thread: the test that fails says more than a poisoned lock.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn serve(self: &Arc<Self>, peer: &OwnedFd) {
         while let Some((request, fd)) = receive(peer) {
             let answer = self.answer(&request, fd);
-            let mut state = self.state.lock().unwrap();
+            let mut state = self.state();
             state.requests.push(request.clone());
             drop(state);
             self.changed.notify_all();
@@ -214,7 +238,7 @@ impl Shared {
                 }
                 Answer::HangUp => return,
                 Answer::Silence => {
-                    let state = self.state.lock().unwrap();
+                    let state = self.state();
                     drop(self.changed.wait_while(state, |state| !state.stopped).unwrap());
                 }
             }
@@ -222,7 +246,7 @@ impl Shared {
     }
 
     fn verdict(&self) -> ConnectState {
-        let state = self.state.lock().unwrap();
+        let state = self.state();
         let state = self.changed.wait_while(state, |state| state.verdict.is_none() && !state.stopped).unwrap();
         state.verdict.unwrap_or(ConnectState::Refused)
     }
@@ -231,37 +255,38 @@ impl Shared {
         match request {
             Request::Register { addr, v6_only, .. } => self.register(*addr, *v6_only, fd.expect("no holder")),
             Request::Unregister { listener } => {
-                let listener = self.state.lock().unwrap().listeners.remove(listener).unwrap();
-                Answer::Reply(Reply::Done, Some(listener.holder))
+                let listener = self.state().listeners.remove(listener).unwrap();
+                let gone = unix_socket(SocketType::STREAM);
+                rustix::net::bind(&gone, &address(&listener.name)).expect("the listener is still there");
+                let keeps = self.keeps_holders.load(Ordering::Relaxed);
+                Answer::Reply(Reply::Done, (!keeps).then_some(listener.holder))
             }
             Request::Connect { addr, nonblocking, bound, .. } => self.connect(*addr, *nonblocking, *bound, fd),
             Request::HowEnded { name } => {
-                let state = self.state.lock().unwrap();
+                let state = self.state();
                 let errno = state.connections.get(&name.id).map_or(libc::ECONNRESET, |connection| connection.ended);
                 Answer::Reply(Reply::Ended { errno }, None)
             }
             Request::SetOption { name, level, option, value } => {
-                let state = self.state.lock().unwrap();
+                let state = self.state();
                 let errno = options::set(state.holder(name), *level, *option, value);
                 Answer::Reply(Reply::Option { errno, value: Vec::new() }, None)
             }
             Request::GetOption { name, level, option, length } => {
-                let state = self.state.lock().unwrap();
+                let state = self.state();
                 let (errno, value) = options::get(state.holder(name), *level, *option, *length as usize);
                 Answer::Reply(Reply::Option { errno, value }, None)
             }
-            Request::Listening { .. } | Request::Closed { .. } | Request::Finished { .. } | Request::Aborted { .. } => {
-                Answer::Nothing
-            }
+            Request::Listening { .. } | Request::Closed { .. } | Request::Finished { .. } | Request::Aborted { .. } => Answer::Nothing,
         }
     }
 
     fn register(&self, addr: Endpoint, v6_only: bool, holder: OwnedFd) -> Answer {
         assert_eq!(options::v6_only(&holder), v6_only);
-        let mut state = self.state.lock().unwrap();
+        let mut state = self.state();
         let reply = match rustix::net::bind(&holder, &SocketAddr::from(addr)) {
             Ok(()) => {
-                let id = state.new_id();
+                let id = State::new_id();
                 let name = Name::listener(id, local(&holder));
                 state.listeners.insert(id, Listener { name, holder });
                 Reply::Registered { errno: 0, listener: id, name: Some(name) }
@@ -272,10 +297,9 @@ impl Shared {
     }
 
     fn connect(self: &Arc<Self>, addr: Endpoint, nonblocking: bool, bound: Option<u64>, fd: Option<OwnedFd>) -> Answer {
-        let mut state = self.state.lock().unwrap();
+        let mut state = self.state();
         let Some(service) = state.service(addr) else {
-            let holder = bound.map(|id| state.listeners.remove(&id).unwrap().holder);
-            return Answer::Reply(Reply::Bypass, holder);
+            return Answer::Reply(Reply::Bypass, None);
         };
         let behaviour = state.behaviours.pop_front();
         match behaviour {
@@ -286,17 +310,15 @@ impl Shared {
             Some(Behaviour::Die) => return Answer::HangUp,
             Some(Behaviour::Pend | Behaviour::Serve) | None => {}
         }
-        let holder = match bound {
-            Some(id) => state.listeners.remove(&id).unwrap().holder,
-            None => fd.expect("no holder"),
-        };
+        let holder = fd.expect("no holder");
+        assert_eq!(bound.is_some(), local(&holder).port != 0);
         if bound.is_none() {
             let any = Endpoint::unspecified(addr.family(), 0);
             rustix::net::bind(&holder, &SocketAddr::from(any)).unwrap();
         }
         let mut own = local(&holder);
         own.ip = if addr.ip.is_unspecified() { service.local.ip } else { addr.ip };
-        let name = Name { role: Role::Client, id: state.new_id(), local: own, peer: addr };
+        let name = Name { role: Role::Client, id: State::new_id(), local: own, peer: addr };
         drop(state);
         match behaviour {
             Some(Behaviour::Pend) if nonblocking => Answer::Pending(name, holder, service),
@@ -310,7 +332,7 @@ impl Shared {
 
     fn connect_now(self: &Arc<Self>, name: Name, holder: OwnedFd, service: &Name) -> (Reply, Option<OwnedFd>) {
         let (application, own) = named_pair(&name);
-        match self.join(name, holder, service, UnixStream::from(own)) {
+        match self.join(name, holder, service, UnixStream::from(own), || ()) {
             Ok(()) => (Reply::Connected { errno: 0, pending: false, name: Some(name) }, Some(application)),
             Err(errno) => (Reply::Connected { errno, pending: false, name: None }, None),
         }
@@ -320,31 +342,40 @@ impl Shared {
         let shared = Arc::clone(self);
         thread::spawn(move || match shared.verdict() {
             ConnectState::Established => {
-                let client = pending.establish();
-                shared.join(name, holder, &service, client).unwrap();
+                let client = pending.own.try_clone().unwrap();
+                shared.join(name, holder, &service, client, || pending.establish()).unwrap();
             }
             failed => options::set_priority(&pending.application, failed.priority()),
         });
     }
 
-    /// Connects `client` to the service's listener.
-    fn join(self: &Arc<Self>, name: Name, holder: OwnedFd, service: &Name, client: UnixStream) -> Result<(), i32> {
+    /// Connects `client` to the service's listener. Both ends are known before either application can speak of its own;
+    /// `established` is called before the first byte is carried.
+    fn join(&self, name: Name, holder: OwnedFd, service: &Name, client: UnixStream, established: impl FnOnce()) -> Result<(), i32> {
         let server = unix_socket(SocketType::STREAM);
         let family = service.local.family();
         let seen = |endpoint: Endpoint| endpoint.in_family(family).unwrap();
         let server_name = Name { role: Role::Server, id: name.id, local: seen(name.peer), peer: seen(name.local) };
         rustix::net::bind(&server, &address(&server_name)).unwrap();
-        rustix::net::connect(&server, &address(service)).map_err(Errno::raw_os_error)?;
         let server = UnixStream::from(server);
+        let family = if family == IpFamily::V4 { AddressFamily::INET } else { AddressFamily::INET6 };
+        let connection = Connection {
+            client: client.try_clone().unwrap(),
+            server: server.try_clone().unwrap(),
+            client_holder: holder,
+            server_holder: rustix::net::socket(family, SocketType::STREAM, None).unwrap(),
+            ended: 0,
+        };
+        self.state().connections.insert(name.id, connection);
+        if let Err(errno) = rustix::net::connect(&server, &address(service)) {
+            self.state().connections.remove(&name.id);
+            return Err(errno.raw_os_error());
+        }
+        established();
         for (from, to) in [(&client, &server), (&server, &client)] {
             let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
             thread::spawn(move || pump(from, to));
         }
-        let family = if family == IpFamily::V4 { AddressFamily::INET } else { AddressFamily::INET6 };
-        let server_holder = rustix::net::socket(family, SocketType::STREAM, None).unwrap();
-        let connection =
-            Connection { client, server: Some(server), client_holder: holder, server_holder, ended: 0 };
-        self.state.lock().unwrap().connections.insert(name.id, connection);
         Ok(())
     }
 }
@@ -359,10 +390,9 @@ enum Answer {
 }
 
 impl State {
-    fn new_id(&mut self) -> u64 {
-        self.last_id += 1;
+    fn new_id() -> u64 {
         // The names are visible to every process of this machine, so ids differ between mocks.
-        u64::from(std::process::id()) << 32 | (NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed))
+        u64::from(std::process::id()) << 32 | (NEXT.fetch_add(1, Ordering::Relaxed))
     }
 
     fn service(&self, to: Endpoint) -> Option<Name> {
@@ -386,7 +416,7 @@ impl State {
     }
 }
 
-static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
+static NEXT: AtomicU64 = AtomicU64::new(1);
 
 /// A connection whose application's end is full, so that it does not show as writable.
 struct Pending {
@@ -407,11 +437,10 @@ impl Pending {
         Self { application, own: UnixStream::from(own), filler }
     }
 
-    fn establish(mut self) -> UnixStream {
+    fn establish(mut self) {
         options::set_priority(&self.application, ConnectState::Established.priority());
         rustix::net::sockopt::set_socket_send_buffer_size(&self.application, 212_992).unwrap();
         self.own.read_exact(&mut vec![0; self.filler]).unwrap();
-        self.own
     }
 }
 

@@ -7,9 +7,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 /// Returns the errno, 0 for success.
 pub(crate) fn set(socket: &OwnedFd, level: i32, option: i32, value: &[u8]) -> i32 {
     // SAFETY: pointer and length are of the same slice.
-    let result = unsafe {
-        libc::setsockopt(socket.as_raw_fd(), level, option, value.as_ptr().cast(), value.len() as libc::socklen_t)
-    };
+    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, value.as_ptr().cast(), value.len() as libc::socklen_t) };
     if result == 0 { 0 } else { std::io::Error::last_os_error().raw_os_error().unwrap() }
 }
 
@@ -18,9 +16,7 @@ pub(crate) fn get(socket: &OwnedFd, level: i32, option: i32, length: usize) -> (
     let mut value = vec![0; length];
     let mut length = length as libc::socklen_t;
     // SAFETY: the length is that of the vector.
-    let result = unsafe {
-        libc::getsockopt(socket.as_raw_fd(), level, option, value.as_mut_ptr().cast(), &raw mut length)
-    };
+    let result = unsafe { libc::getsockopt(socket.as_raw_fd(), level, option, value.as_mut_ptr().cast(), &raw mut length) };
     if result != 0 {
         return (std::io::Error::last_os_error().raw_os_error().unwrap(), Vec::new());
     }

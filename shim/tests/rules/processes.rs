@@ -1,10 +1,10 @@
 //! Rule 5: fork, vfork, spawn, duplicates, threads. Rule 6: exec. Rule 8: descriptors.
 
-use armor_proto::hookup::ENV_SERVICE;
+use armor_proto::hookup::{ENV_SERVICE, Request};
 
 use crate::FAMILIES;
-use crate::mock::MockArmor;
-use crate::program::{Running, compiled, hooked, run};
+use crate::mock::{Behaviour, MockArmor};
+use crate::program::{Running, compiled, hooked, run, start};
 
 fn for_both_families(program: &str, what: &str) {
     for family in FAMILIES {
@@ -82,6 +82,22 @@ fn a_child_can_be_started_without_the_shim() {
 #[test]
 fn descriptor_numbers_are_as_without_a_shim() {
     for_both_families("descriptors", "numbers");
+}
+
+#[test]
+fn a_request_under_way_takes_a_high_descriptor() {
+    let armor = MockArmor::start();
+    armor.next_connect(Behaviour::Pend);
+    let program = start(&armor, "connecting", &["plain", "4"]);
+    armor.wait_for("connect", |requests| requests.iter().any(|request| matches!(request, Request::Connect { .. })));
+    let entries = std::fs::read_dir(format!("/proc/{}/fd", program.id())).unwrap().map(Result::unwrap);
+    let sockets = entries.filter(|entry| entry.path().read_link().is_ok_and(|link| link.to_string_lossy().starts_with("socket:")));
+    let mut sockets: Vec<i32> = sockets.map(|entry| entry.file_name().to_str().unwrap().parse().unwrap()).collect();
+    sockets.sort_unstable();
+    // The listener, the socket that connects, the request.
+    assert!(matches!(sockets[..], [.., listener, client, 512] if client == listener + 1), "{sockets:?}");
+    armor.release();
+    program.succeed();
 }
 
 #[test]

@@ -85,8 +85,7 @@ pub(crate) fn start(armor: &MockArmor, name: &str, arguments: &[&str]) -> Runnin
 impl Running {
     pub(crate) fn start(mut command: Command) -> Self {
         let what = format!("{command:?}");
-        let mut child =
-            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let (sender, lines) = channel();
         let stdout = BufReader::new(child.stdout.take().unwrap());
         thread::spawn(move || stdout.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));

@@ -79,9 +79,7 @@ fn nginx_proxies_between_its_workers_and_a_server() {
         nginx.args(["-g", "user root;"]);
     }
     let nginx = Running::start(nginx);
-    armor.wait_for("listeners", |requests| {
-        requests.iter().filter(|request| matches!(request, Request::Listening { .. })).count() >= 2
-    });
+    armor.wait_for("listeners", |requests| requests.iter().filter(|request| matches!(request, Request::Listening { .. })).count() >= 2);
     for _ in 0..5 {
         let mut curl = hooked(&armor, "curl");
         curl.args(["-sS", "--noproxy", "*", "-w", "%{http_code} %{size_download}", "-o", "/dev/null"]);
@@ -103,9 +101,7 @@ fn redis_serves_its_client() {
     let mut server = hooked(&armor, "redis-server");
     server.args(["--port", &port, "--bind", "127.0.0.1", "-::1", "--save", "", "--daemonize", "no"]);
     let server = Running::start(server);
-    armor.wait_for("listeners", |requests| {
-        requests.iter().filter(|request| matches!(request, Request::Listening { .. })).count() >= 2
-    });
+    armor.wait_for("listeners", |requests| requests.iter().filter(|request| matches!(request, Request::Listening { .. })).count() >= 2);
     for (host, set, answer) in [("127.0.0.1", "SET", "OK"), ("::1", "GET", "value")] {
         let mut client = hooked(&armor, "redis-cli");
         client.args(["-h", host, "-p", &port, set, "key"]).args((set == "SET").then_some("value"));

@@ -17,10 +17,7 @@ use super::digest::RangeHash;
 use super::error::ProtocolError;
 use super::event::{AppAction, Event};
 use super::mark::{Conversation, MarkPolicy};
-use super::record::{
-    Ack, ConnectReply, ConnectRequest, Data, Direction, Mark, Record, Replay, Reset, ResetReason,
-    Resume,
-};
+use super::record::{Ack, ConnectReply, ConnectRequest, Data, Direction, Mark, Record, Replay, Reset, ResetReason, Resume};
 use super::send_log::Spill;
 use super::session::Session;
 use crate::ids::{ConnectionId, Incarnation};
@@ -45,7 +42,7 @@ pub struct ClientEnd {
     session: Session,
     policy: Box<dyn MarkPolicy + Send>,
     mark: Mark,
-    /// Of the server's bytes since `mark.s2c`; absent when the policy never replays.
+    /// Of the server's bytes since `mark.s2c`; absent when the policy never replays, not kept up while replay is lost.
     hash: Option<RangeHash>,
     /// The log reaches back to the mark.
     replayable: bool,
@@ -66,12 +63,7 @@ pub struct ClientEnd {
 impl ClientEnd {
     /// A new connection, which wants to send its first connect request.
     #[must_use]
-    pub fn new(
-        connection: ConnectionId,
-        config: Config,
-        policy: Box<dyn MarkPolicy + Send>,
-        now: Instant,
-    ) -> Self {
+    pub fn new(connection: ConnectionId, config: Config, policy: Box<dyn MarkPolicy + Send>, now: Instant) -> Self {
         let tolerance = u64::from(config.window);
         let wait = config.retransmit_first;
         let mut session = Session::new(connection, Direction::C2s, tolerance, config, now);
@@ -187,7 +179,9 @@ impl ClientEnd {
         }
         // Bytes before a mark that lies inside are not part of what a new process says.
         let from = self.mark.s2c.saturating_sub(offset).min(bytes.len() as u64) as usize;
-        if let Some(hash) = &mut self.hash {
+        if let Some(hash) = &mut self.hash
+            && self.replayable
+        {
             hash.update(&bytes[from..]);
         }
     }
@@ -200,13 +194,17 @@ impl ClientEnd {
         self.session.handle_ack(ack, now)
     }
 
-    /// Takes the server's reset. One of an older incarnation is dropped.
+    /// Takes the server's reset. One of an older incarnation is dropped, and so is one that says
+    /// [`ResetReason::Closed`] before the server has ended.
     ///
     /// # Errors
     /// When it is of another connection.
     pub fn handle_reset(&mut self, reset: &Reset, _now: Instant) -> Result<(), ProtocolError> {
         self.session.check_connection(reset.connection)?;
-        if reset.incarnation < self.session.incarnation {
+        // "Closed" answers bytes that come after the server has ended. Before that it can only come from an ARMOR that
+        // does not know the connection any more: the server's end is lost, which is what replay is for.
+        let unknown = reset.reason == ResetReason::Closed && !self.session.receiver.fin_received();
+        if reset.incarnation < self.session.incarnation || unknown {
             return Ok(());
         }
         if !self.established && !self.session.is_over() {
@@ -285,7 +283,10 @@ impl ClientEnd {
         }
         let Some(connecting) = &self.connecting else { return Ok(()) };
         if reply.errno != 0 {
-            self.fail(ResetReason::ServerGone, reply.errno, now);
+            // While recovering it means "not yet", until the deadline; for good it is said by a reset.
+            if !self.established {
+                self.fail(ResetReason::ServerGone, reply.errno, now);
+            }
             return Ok(());
         }
         let resume = connecting.resume;
@@ -462,8 +463,7 @@ impl ClientEnd {
         let received = self.session.receiver.received();
         let oldest = if self.replayable { self.mark.c2s } else { self.session.sender.log.first() };
         let c2s_fits = (oldest..=end).contains(&mark.c2s);
-        let s2c_fits = (received..=received + answered).contains(&mark.s2c)
-            || (self.replayable && mark.s2c == self.mark.s2c);
+        let s2c_fits = (received..=received + answered).contains(&mark.s2c) || (self.replayable && mark.s2c == self.mark.s2c);
         if !c2s_fits || !s2c_fits {
             if !self.mark_refused {
                 self.mark_refused = true;
@@ -472,7 +472,9 @@ impl ClientEnd {
             return;
         }
         self.mark = mark;
-        if let Some(hash) = &mut self.hash {
+        if let Some(hash) = &mut self.hash
+            && (hash.from() != mark.s2c || !self.replayable)
+        {
             hash.restart(mark.s2c);
         }
         self.session.sender.keep_from(Some(mark.c2s));

@@ -12,18 +12,18 @@ pub(crate) struct RangeHash {
 
 impl RangeHash {
     pub(crate) fn new(from: u64) -> Self {
-        RangeHash {
-            from,
-            hasher: Box::new(Xxh3::new()),
-        }
+        RangeHash { from, hasher: Box::new(Xxh3::new()) }
     }
 
-    /// Forgets everything before `from`.
+    /// First offset of the range.
+    pub(crate) fn from(&self) -> u64 {
+        self.from
+    }
+
+    /// Forgets the range and begins another one.
     pub(crate) fn restart(&mut self, from: u64) {
-        if from != self.from {
-            self.from = from;
-            self.hasher.reset();
-        }
+        self.from = from;
+        self.hasher.reset();
     }
 
     pub(crate) fn update(&mut self, bytes: &[u8]) {
@@ -57,13 +57,7 @@ pub(crate) enum Regenerated {
 
 impl Regeneration {
     pub(crate) fn new(from: u64, until: u64, expected: u64) -> Self {
-        Regeneration {
-            from,
-            at: from,
-            until,
-            expected,
-            hash: RangeHash::new(from),
-        }
+        Regeneration { from, at: from, until, expected, hash: RangeHash::new(from) }
     }
 
     pub(crate) fn take(&mut self, bytes: &[u8]) -> Regenerated {
@@ -77,11 +71,7 @@ impl Regeneration {
         let known = missing as usize;
         self.hash.update(&bytes[..known]);
         self.at = self.until;
-        if self.hash.digest() == self.expected {
-            Regenerated::Same(known)
-        } else {
-            Regenerated::Different(known)
-        }
+        if self.hash.digest() == self.expected { Regenerated::Same(known) } else { Regenerated::Different(known) }
     }
 
     /// Bytes to come that are already known.

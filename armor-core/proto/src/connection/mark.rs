@@ -114,11 +114,7 @@ impl RequestPolicy {
     }
 
     fn answered(&self, at: &Conversation) -> bool {
-        !self.greeted
-            && self.spoken
-            && at.s2c_received > at.mark.s2c
-            && at.c2s_answered == at.c2s_end
-            && !at.recovering
+        !self.greeted && self.spoken && at.s2c_received > at.mark.s2c && at.c2s_answered == at.c2s_end && !at.recovering
     }
 }
 
@@ -158,16 +154,7 @@ mod tests {
 
     fn at(c2s_end: u64, c2s_acked: u64, s2c_received: u64, mark: Mark) -> Conversation {
         let now = Instant::now();
-        Conversation {
-            mark,
-            c2s_end,
-            c2s_acked,
-            c2s_answered: c2s_acked,
-            s2c_received,
-            answered_at: now,
-            recovering: false,
-            now,
-        }
+        Conversation { mark, c2s_end, c2s_acked, c2s_answered: c2s_acked, s2c_received, answered_at: now, recovering: false, now }
     }
 
     #[test]

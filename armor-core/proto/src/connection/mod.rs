@@ -5,8 +5,8 @@
 //! from 0 for the whole life of the connection. An end is told what happened (`app_read`, `handle_data`, `handle_timeout`,
 //! …) and asked for its effects, after every call, in this order:
 //!
-//! 1. `poll_transmit` until `None`: records (and payload) for the other end;
-//! 2. `poll_app` until `None`: what to do to the application's socket;
+//! 1. `poll_app` until `None`, or until the socket would block: what to do to the application's socket;
+//! 2. `poll_transmit` until `None`: records (and payload) for the other end;
 //! 3. `poll_event` until `None`: what to report;
 //! 4. `poll_timeout`: when `handle_timeout` is due at the latest. It moves often; a driver keeps one timer, arms it anew
 //!    only when the answer is *earlier*, and on firing calls `handle_timeout`, which does nothing when it is too early.
@@ -36,12 +36,7 @@ pub use client_end::ClientEnd;
 pub use config::{Config, OnDivergence};
 pub use error::ProtocolError;
 pub use event::{AppAction, Divergence, Event};
-pub use mark::{
-    Conversation, MarkPolicy, ReconnectPolicy, RequestPolicy, StreamPolicy, mark_policy,
-};
-pub use record::{
-    Ack, AckState, ConnectReply, ConnectRequest, Data, Direction, Mark, Record, Replay, Reset,
-    ResetReason, Resume,
-};
+pub use mark::{Conversation, MarkPolicy, ReconnectPolicy, RequestPolicy, StreamPolicy, mark_policy};
+pub use record::{Ack, AckState, ConnectReply, ConnectRequest, Data, Direction, Mark, Record, Replay, Reset, ResetReason, Resume};
 pub use send_log::Spill;
 pub use server_end::{ConnectDecision, ServerEnd};

@@ -88,16 +88,9 @@ impl Receiver {
 
     /// Looks at a piece, cuts off what is already here, and says whether something new is left in it, which then has
     /// to be given to [`Receiver::enqueue`].
-    pub(crate) fn admit(
-        &mut self,
-        offset: u64,
-        payload: &mut Bytes,
-        fin: bool,
-        now: Instant,
-    ) -> Result<bool, ProtocolError> {
+    pub(crate) fn admit(&mut self, offset: u64, payload: &mut Bytes, fin: bool, now: Instant) -> Result<bool, ProtocolError> {
         let length = payload.len() as u64;
-        let end =
-            offset.checked_add(length).ok_or(ProtocolError::Overflow { offset, length })?;
+        let end = offset.checked_add(length).ok_or(ProtocolError::Overflow { offset, length })?;
         let allowed = self.written.saturating_add(u64::from(self.window));
         if end > allowed {
             return Err(ProtocolError::Window { expected: allowed, got: end });
@@ -134,8 +127,7 @@ impl Receiver {
     }
 
     fn ask_again(&mut self, now: Instant) {
-        if self.asked.is_some_and(|(at, when)| at == self.received && now < when + self.ack_delay * 2)
-        {
+        if self.asked.is_some_and(|(at, when)| at == self.received && now < when + self.ack_delay * 2) {
             return;
         }
         self.asked = Some((self.received, now));

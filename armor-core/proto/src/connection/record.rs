@@ -37,9 +37,7 @@ impl TryFrom<u8> for Direction {
 
 /// Where a new server process may start: it is fed the client's bytes from `c2s` and then says again what lies from
 /// `s2c` (design §7).
-#[derive(
-    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize,
-)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
 pub struct Mark {
     /// Offset in the client's stream.
     pub c2s: u64,
@@ -268,6 +266,7 @@ impl Record {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
@@ -279,11 +278,7 @@ mod tests {
             direction: Direction::S2c,
             offset: 70_000,
             fin: false,
-            ack: AckState {
-                offset: 80_000,
-                window: 1 << 20,
-                ..AckState::default()
-            },
+            ack: AckState { offset: 80_000, window: 1 << 20, ..AckState::default() },
         };
         let bytes = rmp_serde::to_vec(&data).unwrap();
         assert!(bytes.len() <= 34, "{} bytes", bytes.len());
@@ -294,10 +289,7 @@ mod tests {
     fn enums_are_one_byte_and_foreign_bytes_are_refused_or_mapped() {
         assert_eq!(rmp_serde::to_vec(&Direction::S2c).unwrap(), [1]);
         assert!(rmp_serde::from_slice::<Direction>(&[2]).is_err());
-        assert_eq!(
-            rmp_serde::from_slice::<ResetReason>(&[77]).unwrap(),
-            ResetReason::Peer
-        );
+        assert_eq!(rmp_serde::from_slice::<ResetReason>(&[77]).unwrap(), ResetReason::Peer);
         for byte in 0..8u8 {
             assert_eq!(u8::from(ResetReason::from(byte)), byte);
         }

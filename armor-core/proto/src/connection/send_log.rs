@@ -57,15 +57,7 @@ pub(crate) struct SendLog {
 
 impl SendLog {
     pub(crate) fn new(start: u64) -> Self {
-        SendLog {
-            chunks: VecDeque::new(),
-            first: start,
-            next: start,
-            cursor: 0,
-            end: start,
-            memory: 0,
-            spill: None,
-        }
+        SendLog { chunks: VecDeque::new(), first: start, next: start, cursor: 0, end: start, memory: 0, spill: None }
     }
 
     pub(crate) fn set_spill(&mut self, spill: Box<dyn Spill + Send>) {
@@ -210,6 +202,7 @@ impl SendLog {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -184,10 +184,7 @@ impl Sender {
 
     /// Takes an acknowledgement. Old ones change nothing.
     pub(crate) fn handle_ack(&mut self, ack: &AckState, now: Instant) -> Result<(), ProtocolError> {
-        let overflow = ProtocolError::Overflow {
-            offset: ack.offset,
-            length: u64::from(ack.held) + u64::from(ack.window),
-        };
+        let overflow = ProtocolError::Overflow { offset: ack.offset, length: u64::from(ack.held) + u64::from(ack.window) };
         let received = ack.received().ok_or(overflow)?;
         let limit = ack.offset.checked_add(u64::from(ack.window)).ok_or(overflow)?;
         if received > self.sent {
@@ -260,8 +257,7 @@ impl Sender {
         }
         self.sample = None;
         let measured = now.saturating_duration_since(when);
-        self.round_trip =
-            Some(self.round_trip.map_or(measured, |smooth| (smooth * 7 + measured) / 8));
+        self.round_trip = Some(self.round_trip.map_or(measured, |smooth| (smooth * 7 + measured) / 8));
     }
 
     fn first_wait(&self) -> Duration {
@@ -271,10 +267,7 @@ impl Sender {
 
     /// Something was sent, or waits to be, that the peer has to answer.
     fn outstanding(&self) -> bool {
-        self.acked < self.log.end()
-            || self.acked < self.sent
-            || self.probing
-            || (self.fin_sent && !self.fin_acked)
+        self.acked < self.log.end() || self.acked < self.sent || self.probing || (self.fin_sent && !self.fin_acked)
     }
 
     pub(crate) fn timeout(&self) -> Option<Instant> {
@@ -331,10 +324,7 @@ impl Sender {
         if received < first || received > end {
             return Err(wrong("received offset", received));
         }
-        let limit = ack
-            .offset
-            .checked_add(u64::from(ack.window))
-            .ok_or_else(|| wrong("window", u64::MAX))?;
+        let limit = ack.offset.checked_add(u64::from(ack.window)).ok_or_else(|| wrong("window", u64::MAX))?;
         self.log.seek(received);
         self.acked = ack.offset;
         self.acked_ever = self.acked_ever.max(ack.offset);

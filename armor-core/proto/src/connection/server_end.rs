@@ -6,6 +6,8 @@
 //! Invariant: a process is attached only in answer to a connect request, whose incarnation fences the process before.
 //! Invariant: a byte that the client has been given is never sent again in another form; what differs is a divergence.
 
+mod recovery;
+
 use std::io::IoSlice;
 use std::time::{Duration, Instant};
 
@@ -15,10 +17,7 @@ use super::config::{Config, OnDivergence};
 use super::digest::{Regenerated, Regeneration};
 use super::error::ProtocolError;
 use super::event::{AppAction, Divergence, Event};
-use super::record::{
-    Ack, AckState, ConnectReply, ConnectRequest, Data, Direction, Mark, Record, Replay, Reset,
-    ResetReason, Resume,
-};
+use super::record::{Ack, ConnectReply, ConnectRequest, Data, Direction, Mark, Record, Replay, Reset, ResetReason};
 use super::session::Session;
 use crate::ids::{ConnectionId, Incarnation};
 
@@ -83,185 +82,6 @@ impl ServerEnd {
         }
     }
 
-    /// Takes a connect request, first or replayed, and says what to do about it.
-    ///
-    /// # Errors
-    /// When its numbers make no sense; it is ignored then.
-    pub fn handle_connect_request(
-        &mut self,
-        request: &ConnectRequest,
-        now: Instant,
-    ) -> Result<ConnectDecision, ProtocolError> {
-        self.session.check_connection(request.connection)?;
-        self.session.peer_named(request.incarnation);
-        if self.session.is_over() {
-            self.session.repeat_reset();
-            return Ok(ConnectDecision::Over);
-        }
-        if self.requested.is_some_and(|last| request.incarnation <= last) {
-            self.reply_due |= self.requested == Some(request.incarnation) && self.reply.is_some();
-            return Ok(ConnectDecision::Nothing);
-        }
-        let known = self.knows(request);
-        let done = request.fin_s2c || (self.done && known);
-        self.check(request, done)?;
-        self.requested = Some(request.incarnation);
-        self.reply = None;
-        self.asking = None;
-        if known && !done && self.session.has_app() && self.service >= request.service {
-            // Two requests for one failure, and the first has brought a process already.
-            self.session.receiver.renew_acks();
-            self.session.sender.resume(&received_by(request))?;
-            self.start(request, self.service, now);
-            return Ok(ConnectDecision::Nothing);
-        }
-        self.lose_process();
-        self.done = done;
-        if done {
-            self.answer_without_process(request, now)?;
-            return Ok(ConnectDecision::Nothing);
-        }
-        self.pending = Some(*request);
-        self.lost.get_or_insert(now);
-        Ok(ConnectDecision::Attach)
-    }
-
-    /// Whether this end was talking to the client's end in the state in which that is now. If not, it was made by a
-    /// request that came late, and what the client says of the streams is all that is known.
-    fn knows(&self, request: &ConnectRequest) -> bool {
-        self.seen.is_some_and(|seen| request.seen == seen || request.seen == self.session.incarnation)
-    }
-
-    fn check(&self, request: &ConnectRequest, done: bool) -> Result<(), ProtocolError> {
-        let within = |what, expected_from, got, expected_to| {
-            if (expected_from..=expected_to).contains(&got) {
-                Ok(())
-            } else {
-                Err(ProtocolError::Offset { what, expected_from, expected_to, got })
-            }
-        };
-        let received = request.received_s2c;
-        within("mark", 0, request.mark.s2c, received)?;
-        within("written offset", received.saturating_sub(u64::from(u32::MAX)), request.written_s2c, received)?;
-        within("received offset", 0, received, u64::MAX - u64::from(u32::MAX))?;
-        let keeps = done || request.resume == Resume::Present || self.session.has_app();
-        if keeps && self.knows(request) {
-            let log = &self.session.sender.log;
-            within("received offset", log.first(), received, log.end())?;
-        }
-        Ok(())
-    }
-
-    /// The server has said all: the streams go on where they are, under the new incarnation.
-    fn answer_without_process(&mut self, request: &ConnectRequest, now: Instant) -> Result<(), ProtocolError> {
-        self.done = true;
-        self.lost = None;
-        let ack = received_by(request);
-        if self.knows(request) {
-            self.session.receiver.renew();
-            self.session.sender.resume(&ack)?;
-        } else {
-            self.session.receiver.restart(request.acked_c2s);
-            self.session.sender.restart(&ack);
-        }
-        if request.fin_s2c {
-            self.session.sender.mark_done();
-        }
-        self.session.receiver.swallow(now);
-        let service = self.service;
-        self.start(request, service, now);
-        self.session.settle(now);
-        Ok(())
-    }
-
-    /// A process of the service, of this incarnation, is connected. It is fed from where the connect request says.
-    ///
-    /// # Errors
-    /// When no connect request waits, or the connection is over: drop the socket.
-    pub fn attached(&mut self, service: Incarnation, now: Instant) -> Result<(), ProtocolError> {
-        if self.session.is_over() {
-            return Err(ProtocolError::Unexpected { event: "attached", state: "over" });
-        }
-        let request = self.pending.take().ok_or(ProtocolError::Unexpected {
-            event: "attached",
-            state: "no connect request waits",
-        })?;
-        self.service = service;
-        let ack = received_by(&request);
-        match request.resume {
-            Resume::Present if self.knows(&request) => {
-                self.session.receiver.renew();
-                self.session.sender.resume(&ack)?;
-            }
-            Resume::Present => {
-                self.session.receiver.restart(request.acked_c2s);
-                self.session.sender.restart(&ack);
-            }
-            Resume::Mark => {
-                self.session.receiver.restart(request.mark.c2s);
-                self.session.sender.restart(&ack);
-            }
-        }
-        self.session.set_app(true);
-        self.lost = None;
-        let first = request.incarnation.0 == 0;
-        self.start(&request, service, now);
-        if first {
-            self.session.report(Event::Established { service });
-            return Ok(());
-        }
-        let replayed = match request.resume {
-            Resume::Mark => request.acked_c2s.saturating_sub(request.mark.c2s),
-            Resume::Present => 0,
-        };
-        self.session.report(Event::Reconnected { service, replayed });
-        let missing = request.received_s2c - request.mark.s2c;
-        if request.resume == Resume::Mark && missing > 0 {
-            self.regenerated_at = now;
-            self.regeneration =
-                Some(Regeneration::new(request.mark.s2c, request.received_s2c, request.hash_s2c));
-        } else {
-            self.session.report(Event::Recovered { regenerated: 0 });
-        }
-        Ok(())
-    }
-
-    fn start(&mut self, request: &ConnectRequest, service: Incarnation, now: Instant) {
-        self.seen = Some(request.seen);
-        let after = self.session.incarnation.0.saturating_add(1);
-        let mut incarnation = request.incarnation.max(Incarnation(after));
-        if request.incarnation.0 == 0 {
-            incarnation = incarnation.max(service);
-        }
-        self.session.start(incarnation, now);
-        self.reply = Some(ConnectReply {
-            connection: self.session.connection,
-            requested: request.incarnation,
-            incarnation,
-            service,
-            errno: 0,
-            c2s: AckState::default(),
-        });
-        self.reply_due = true;
-    }
-
-    /// No process could be connected: the client is told `errno`, and the connection is over.
-    pub fn refused(&mut self, errno: i32, _now: Instant) {
-        let Some(request) = self.pending.take() else { return };
-        if self.session.is_over() {
-            return;
-        }
-        self.reply = Some(ConnectReply {
-            connection: self.session.connection,
-            requested: request.incarnation,
-            incarnation: request.incarnation,
-            service: self.service,
-            errno,
-            c2s: AckState::default(),
-        });
-        self.reply_due = true;
-    }
-
     /// The process has died. Call it after everything it had said was read from its socket (`app_read`).
     pub fn server_lost(&mut self, now: Instant) {
         if !self.session.has_app() {
@@ -286,11 +106,7 @@ impl ServerEnd {
     /// asked for one (thesis §4.5.1), by `MSG_APPCOMM_REPLAY_CONNECT` or with [`ServerEnd::ask_replay`].
     #[must_use]
     pub fn needs_replay(&self) -> bool {
-        !self.session.is_over()
-            && !self.done
-            && self.seen.is_some()
-            && !self.session.has_app()
-            && self.pending.is_none()
+        !self.session.is_over() && !self.done && self.seen.is_some() && !self.session.has_app() && self.pending.is_none()
     }
 
     /// Asks the client's end itself for a connect request, until it comes: for a connection whose process died while the
@@ -465,8 +281,7 @@ impl ServerEnd {
             asking.due = false;
             asking.at = now + asking.wait;
             asking.wait = (asking.wait * 2).min(self.session.config.retransmit_most);
-            let replay =
-                Replay { connection: self.session.connection, incarnation: self.session.incarnation };
+            let replay = Replay { connection: self.session.connection, incarnation: self.session.incarnation };
             return Some((Record::Replay(replay), Bytes::new()));
         }
         self.session.poll_transmit(now)
@@ -533,6 +348,13 @@ impl ServerEnd {
         self.session.connection
     }
 
+    /// Incarnation that the last connect request named. A driver that drops a drained end remembers it for a while: a
+    /// connect request that names no higher one came late and must make no new end.
+    #[must_use]
+    pub fn requested(&self) -> Option<Incarnation> {
+        self.requested
+    }
+
     /// A process is attached.
     #[must_use]
     pub fn is_attached(&self) -> bool {
@@ -549,14 +371,5 @@ impl ServerEnd {
     #[must_use]
     pub fn progress(&self) -> Mark {
         Mark { c2s: self.session.receiver.written(), s2c: self.session.sender.end() }
-    }
-}
-
-fn received_by(request: &ConnectRequest) -> AckState {
-    AckState {
-        offset: request.written_s2c,
-        held: (request.received_s2c - request.written_s2c) as u32,
-        window: request.window,
-        ..AckState::default()
     }
 }

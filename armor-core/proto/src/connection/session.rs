@@ -61,13 +61,7 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    pub(crate) fn new(
-        connection: ConnectionId,
-        outgoing: Direction,
-        tolerance: u64,
-        config: Config,
-        now: Instant,
-    ) -> Self {
+    pub(crate) fn new(connection: ConnectionId, outgoing: Direction, tolerance: u64, config: Config, now: Instant) -> Self {
         Session {
             connection,
             incarnation: Incarnation(0),
@@ -172,12 +166,7 @@ impl Session {
     }
 
     /// Takes a piece of the incoming stream. What is new in it is returned and has to be given to [`Session::enqueue`].
-    pub(crate) fn handle_data(
-        &mut self,
-        data: &Data,
-        mut payload: Bytes,
-        now: Instant,
-    ) -> Result<Option<Bytes>, ProtocolError> {
+    pub(crate) fn handle_data(&mut self, data: &Data, mut payload: Bytes, now: Instant) -> Result<Option<Bytes>, ProtocolError> {
         if !self.fence(data.connection, data.incarnation, now)? {
             return Ok(None);
         }
@@ -334,12 +323,7 @@ impl Session {
         }
         self.sender.rest(now);
         if self.receiver.ack_due() {
-            let ack = Ack {
-                connection: self.connection,
-                incarnation: self.incarnation,
-                direction: self.incoming(),
-                state: self.tell(),
-            };
+            let ack = Ack { connection: self.connection, incarnation: self.incarnation, direction: self.incoming(), state: self.tell() };
             self.settle(now);
             return Some((Record::Ack(ack), Bytes::new()));
         }

@@ -71,13 +71,9 @@ impl Endpoint {
     #[must_use]
     pub fn in_family(self, family: IpFamily) -> Option<Self> {
         match (family, self.ip) {
-            (IpFamily::V6, IpAddr::V4(v4)) => {
-                Some(Self::new(IpAddr::V6(v4.to_ipv6_mapped()), self.port))
-            }
+            (IpFamily::V6, IpAddr::V4(v4)) => Some(Self::new(IpAddr::V6(v4.to_ipv6_mapped()), self.port)),
             (IpFamily::V6, IpAddr::V6(_)) => Some(self),
-            (IpFamily::V4, _) => {
-                Some(self.unmapped()).filter(|unmapped| unmapped.family() == IpFamily::V4)
-            }
+            (IpFamily::V4, _) => Some(self.unmapped()).filter(|unmapped| unmapped.family() == IpFamily::V4),
         }
     }
 
@@ -111,11 +107,7 @@ impl Endpoint {
                 let clean = rest == [0; 12] && [s0, s1, s2, s3] == [0; 4];
                 clean.then(|| Self::new(IpAddr::V4(Ipv4Addr::new(a, b, c, d)), port))
             }
-            6 => Some(Self {
-                ip: IpAddr::V6(Ipv6Addr::from(address)),
-                port,
-                scope: u32::from_le_bytes([s0, s1, s2, s3]),
-            }),
+            6 => Some(Self { ip: IpAddr::V6(Ipv6Addr::from(address)), port, scope: u32::from_le_bytes([s0, s1, s2, s3]) }),
             _ => None,
         }
     }
@@ -127,11 +119,7 @@ impl From<SocketAddr> for Endpoint {
             SocketAddr::V4(_) => 0,
             SocketAddr::V6(v6) => v6.scope_id(),
         };
-        Self {
-            ip: address.ip(),
-            port: address.port(),
-            scope,
-        }
+        Self { ip: address.ip(), port: address.port(), scope }
     }
 }
 
@@ -175,19 +163,9 @@ mod tests {
 
     #[test]
     fn bytes_and_socket_addresses_are_equivalent() {
-        for text in [
-            "127.0.0.1:8080",
-            "0.0.0.0:0",
-            "[::1]:65535",
-            "[fe80::1%7]:22",
-            "[::ffff:10.1.2.3]:9",
-        ] {
+        for text in ["127.0.0.1:8080", "0.0.0.0:0", "[::1]:65535", "[fe80::1%7]:22", "[::ffff:10.1.2.3]:9"] {
             let endpoint = endpoint(text);
-            assert_eq!(
-                Endpoint::from_bytes(&endpoint.to_bytes()),
-                Some(endpoint),
-                "{text}"
-            );
+            assert_eq!(Endpoint::from_bytes(&endpoint.to_bytes()), Some(endpoint), "{text}");
             assert_eq!(endpoint.to_string(), text);
         }
     }

@@ -42,19 +42,20 @@ pub enum Request {
         /// The application.
         pid: u32,
     },
-    /// The bound socket will not be a listener after all. Reply: [`Reply::Done`].
+    /// The bound socket was not to be a listener: it has left the listener's name, and is about to connect. Reply:
+    /// [`Reply::Done`], which may carry the TCP socket of the registration back, with its options and still bound.
     Unregister {
         /// Id of the listener.
         listener: u64,
     },
-    /// `connect(2)`. Carries the application's TCP socket, or for a bound one its unix socket. Reply:
-    /// [`Reply::Connected`] with the new socket, or [`Reply::Bypass`].
+    /// `connect(2)`. Carries the application's TCP socket, which may be bound. Reply: [`Reply::Connected`] with the new
+    /// socket, or [`Reply::Bypass`].
     Connect {
         /// Where to, in the family of the application's socket.
         addr: Endpoint,
         /// Answer at once with a pending socket.
         nonblocking: bool,
-        /// The socket was bound before: its listener id, whose holder is taken over.
+        /// The socket was bound before, as this listener, which has been unregistered.
         bound: Option<u64>,
         /// The application.
         pid: u32,
@@ -147,7 +148,7 @@ pub enum Reply {
         #[serde(with = "serde_bytes")]
         value: Vec<u8>,
     },
-    /// Done, nothing to tell.
+    /// To [`Request::Unregister`].
     Done,
     /// The request is not served: malformed, or from a user who may not ask.
     Refused {
@@ -242,18 +243,14 @@ fn encode_into(message: &impl Serialize, buffer: &mut [u8]) -> Result<usize, Hoo
     let (version, mut body) = buffer[..limit].split_first_mut().ok_or_else(too_long)?;
     *version = PROTOCOL_VERSION;
     // Our own types always serialise; only the buffer's end can stop the writer.
-    message
-        .serialize(&mut Serializer::new(&mut body))
-        .map_err(|_| too_long())?;
+    message.serialize(&mut Serializer::new(&mut body)).map_err(|_| too_long())?;
     let unused = body.len();
     Ok(limit - unused)
 }
 
 fn decode<T: DeserializeOwned>(datagram: &[u8]) -> Result<T, HookupError> {
     if datagram.len() > DATAGRAM_LIMIT {
-        return Err(HookupError::TooLong {
-            limit: DATAGRAM_LIMIT,
-        });
+        return Err(HookupError::TooLong { limit: DATAGRAM_LIMIT });
     }
     let (&version, mut body) = datagram.split_first().ok_or(HookupError::Empty)?;
     if version != PROTOCOL_VERSION {

@@ -75,12 +75,7 @@ impl Name {
     /// The name of a listener.
     #[must_use]
     pub fn listener(id: u64, local: Endpoint) -> Self {
-        Self {
-            role: Role::Listener,
-            id,
-            local,
-            peer: Endpoint::unspecified(local.family(), 0),
-        }
+        Self { role: Role::Listener, id, local, peer: Endpoint::unspecified(local.family(), 0) }
     }
 
     /// Family of the application's socket.
@@ -134,12 +129,7 @@ impl Name {
             b'S' => Role::Server,
             _ => return None,
         };
-        Some(Self {
-            role,
-            id,
-            local,
-            peer: Endpoint::from_bytes(peer)?,
-        })
+        Some(Self { role, id, local, peer: Endpoint::from_bytes(peer)? })
     }
 }
 
@@ -229,12 +219,7 @@ mod tests {
 
     #[test]
     fn name_fits_an_abstract_address_and_comes_back() {
-        let name = Name {
-            role: Role::Client,
-            id: u64::MAX - 1,
-            local: endpoint("10.0.0.1:40000"),
-            peer: endpoint("10.0.0.2:80"),
-        };
+        let name = Name { role: Role::Client, id: u64::MAX - 1, local: endpoint("10.0.0.1:40000"), peer: endpoint("10.0.0.2:80") };
         const { assert!(NAME_LENGTH < 108, "sun_path") };
         assert_eq!(Name::from_bytes(&name.to_bytes()), Ok(name));
         let listener = Name::listener(7, endpoint("[::]:8080"));
@@ -247,14 +232,8 @@ mod tests {
     fn strangers_and_other_versions_are_told_apart() {
         let mut bytes = Name::listener(7, endpoint("1.1.1.1:1")).to_bytes();
         assert_eq!(Name::from_bytes(b""), Err(NameError::Stranger));
-        assert_eq!(
-            Name::from_bytes(b"/tmp/.X11-unix/X0"),
-            Err(NameError::Stranger)
-        );
-        assert_eq!(
-            Name::from_bytes(&bytes[..NAME_LENGTH - 1]),
-            Err(NameError::Malformed)
-        );
+        assert_eq!(Name::from_bytes(b"/tmp/.X11-unix/X0"), Err(NameError::Stranger));
+        assert_eq!(Name::from_bytes(&bytes[..NAME_LENGTH - 1]), Err(NameError::Malformed));
         bytes[5] = 9;
         assert_eq!(Name::from_bytes(&bytes), Err(NameError::Version { got: 9 }));
     }

@@ -98,8 +98,7 @@ impl ServerProcess {
         match self.model {
             Model::Requests | Model::Greeting | Model::Stream => {
                 while let Some(length) = self.heard[self.consumed..].iter().position(|b| *b == b'\n') {
-                    let line = std::str::from_utf8(&self.heard[self.consumed..self.consumed + length])
-                        .expect("a request in ASCII");
+                    let line = std::str::from_utf8(&self.heard[self.consumed..self.consumed + length]).expect("a request in ASCII");
                     let (number, size) = line[1..].split_once(' ').expect("two numbers");
                     assert_eq!(&line[..1], "Q", "a request is cut");
                     self.pending.extend(answer(number.parse().unwrap(), size.parse().unwrap()));

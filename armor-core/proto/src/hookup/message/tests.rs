@@ -14,111 +14,46 @@ fn endpoint(text: &str) -> Endpoint {
 }
 
 fn name(role: Role) -> Name {
-    Name {
-        role,
-        id: 0x0123_4567_89ab_cdef,
-        local: endpoint("[::1]:40000"),
-        peer: endpoint("[::1]:80"),
-    }
+    Name { role, id: 0x0123_4567_89ab_cdef, local: endpoint("[::1]:40000"), peer: endpoint("[::1]:80") }
 }
 
 fn every_request() -> Vec<Request> {
     let pid = u32::MAX;
     let name = name(Role::Server);
     vec![
-        Request::Register {
-            addr: endpoint("0.0.0.0:0"),
-            service: None,
-            pid,
-            v6_only: false,
-            reuse_port: true,
-        },
-        Request::Register {
-            addr: endpoint("[::]:80"),
-            service: Some("web".into()),
-            pid,
-            v6_only: true,
-            reuse_port: false,
-        },
-        Request::Listening {
-            listener: 7,
-            backlog: -1,
-            pid,
-        },
+        Request::Register { addr: endpoint("0.0.0.0:0"), service: None, pid, v6_only: false, reuse_port: true },
+        Request::Register { addr: endpoint("[::]:80"), service: Some("web".into()), pid, v6_only: true, reuse_port: false },
+        Request::Listening { listener: 7, backlog: -1, pid },
         Request::Unregister { listener: u64::MAX },
-        Request::Connect {
-            addr: endpoint("127.0.0.1:80"),
-            nonblocking: true,
-            bound: None,
-            pid,
-        },
-        Request::Connect {
-            addr: endpoint("127.0.0.1:80"),
-            nonblocking: false,
-            bound: Some(7),
-            pid,
-        },
+        Request::Connect { addr: endpoint("127.0.0.1:80"), nonblocking: true, bound: None, pid },
+        Request::Connect { addr: endpoint("127.0.0.1:80"), nonblocking: false, bound: Some(7), pid },
         Request::Closed { name, pid },
         Request::Finished { name, pid },
         Request::Aborted { name, pid },
         Request::HowEnded { name },
-        Request::SetOption {
-            name,
-            level: 6,
-            option: 1,
-            value: vec![1, 0, 0, 0],
-        },
-        Request::GetOption {
-            name,
-            level: 6,
-            option: 11,
-            length: 232,
-        },
+        Request::SetOption { name, level: 6, option: 1, value: vec![1, 0, 0, 0] },
+        Request::GetOption { name, level: 6, option: 11, length: 232 },
     ]
 }
 
 fn every_reply() -> Vec<Reply> {
     vec![
-        Reply::Registered {
-            errno: 0,
-            listener: 7,
-            name: Some(Name::listener(7, endpoint("0.0.0.0:8080"))),
-        },
-        Reply::Registered {
-            errno: 98,
-            listener: 0,
-            name: None,
-        },
-        Reply::Connected {
-            errno: 0,
-            pending: true,
-            name: Some(name(Role::Client)),
-        },
-        Reply::Connected {
-            errno: 111,
-            pending: false,
-            name: None,
-        },
+        Reply::Registered { errno: 0, listener: 7, name: Some(Name::listener(7, endpoint("0.0.0.0:8080"))) },
+        Reply::Registered { errno: 98, listener: 0, name: None },
+        Reply::Connected { errno: 0, pending: true, name: Some(name(Role::Client)) },
+        Reply::Connected { errno: 111, pending: false, name: None },
         Reply::Bypass,
         Reply::Ended { errno: 104 },
-        Reply::Option {
-            errno: 0,
-            value: vec![0; 232],
-        },
+        Reply::Option { errno: 0, value: vec![0; 232] },
         Reply::Done,
-        Reply::Refused {
-            reason: "foreign user".into(),
-        },
+        Reply::Refused { reason: "foreign user".into() },
     ]
 }
 
 #[test]
 fn every_message_survives_the_round_trip() {
     for request in every_request() {
-        assert_eq!(
-            Request::decode(&request.encode().unwrap()).unwrap(),
-            request
-        );
+        assert_eq!(Request::decode(&request.encode().unwrap()).unwrap(), request);
     }
     for reply in every_reply() {
         assert_eq!(Reply::decode(&reply.encode().unwrap()).unwrap(), reply);
@@ -128,10 +63,7 @@ fn every_message_survives_the_round_trip() {
 #[test]
 fn what_is_sent_on_a_close_fits_a_small_buffer() {
     let mut buffer = [0; 128];
-    let request = Request::Closed {
-        name: name(Role::Client),
-        pid: 1,
-    };
+    let request = Request::Closed { name: name(Role::Client), pid: 1 };
     let length = request.encode_into(&mut buffer).unwrap();
     assert!(length > NAME_LENGTH);
     assert_eq!(Request::decode(&buffer[..length]).unwrap(), request);
@@ -142,10 +74,7 @@ fn no_cut_message_is_read() {
     for request in every_request() {
         let datagram = request.encode().unwrap();
         for length in 0..datagram.len() {
-            assert!(
-                Request::decode(&datagram[..length]).is_err(),
-                "{request:?} cut to {length}"
-            );
+            assert!(Request::decode(&datagram[..length]).is_err(), "{request:?} cut to {length}");
         }
     }
 }
@@ -153,36 +82,14 @@ fn no_cut_message_is_read() {
 #[test]
 fn lengths_and_versions_are_checked() {
     assert!(matches!(Request::decode(&[]), Err(HookupError::Empty)));
-    assert!(matches!(
-        Request::decode(&[2, 0xc0]),
-        Err(HookupError::Version { got: 2 })
-    ));
-    assert!(matches!(
-        Request::decode(&[1; DATAGRAM_LIMIT + 1]),
-        Err(HookupError::TooLong { .. })
-    ));
+    assert!(matches!(Request::decode(&[2, 0xc0]), Err(HookupError::Version { got: 2 })));
+    assert!(matches!(Request::decode(&[1; DATAGRAM_LIMIT + 1]), Err(HookupError::TooLong { .. })));
     let mut datagram = Reply::Done.encode().unwrap();
     datagram.push(0);
-    assert!(matches!(
-        Reply::decode(&datagram),
-        Err(HookupError::Trailing { extra: 1 })
-    ));
-    let large = Request::SetOption {
-        name: name(Role::Client),
-        level: 0,
-        option: 0,
-        value: vec![0; DATAGRAM_LIMIT],
-    };
-    assert!(matches!(
-        large.encode(),
-        Err(HookupError::TooLong {
-            limit: DATAGRAM_LIMIT
-        })
-    ));
-    assert!(matches!(
-        Request::Unregister { listener: 1 }.encode_into(&mut []),
-        Err(HookupError::TooLong { limit: 0 })
-    ));
+    assert!(matches!(Reply::decode(&datagram), Err(HookupError::Trailing { extra: 1 })));
+    let large = Request::SetOption { name: name(Role::Client), level: 0, option: 0, value: vec![0; DATAGRAM_LIMIT] };
+    assert!(matches!(large.encode(), Err(HookupError::TooLong { limit: DATAGRAM_LIMIT })));
+    assert!(matches!(Request::Unregister { listener: 1 }.encode_into(&mut []), Err(HookupError::TooLong { limit: 0 })));
 }
 
 #[test]
@@ -191,10 +98,7 @@ fn a_claimed_length_beyond_the_datagram_allocates_nothing_of_that_size() {
     let mut datagram = vec![PROTOCOL_VERSION, 0x81, 0xa9];
     datagram.extend(b"SetOption");
     datagram.extend([0xc6, 0xff, 0xff, 0xff, 0xff]);
-    assert!(matches!(
-        Request::decode(&datagram),
-        Err(HookupError::Malformed(_))
-    ));
+    assert!(matches!(Request::decode(&datagram), Err(HookupError::Malformed(_))));
     // array32 and deep nesting
     assert!(Request::decode(&[PROTOCOL_VERSION, 0xdd, 0xff, 0xff, 0xff, 0xff]).is_err());
     let mut deep = vec![0x91; 2000];

@@ -1,0 +1,162 @@
+//! What a schedule is drawn from, and what came of it.
+
+use std::time::Duration;
+
+use armor_proto::connection::{Config, Event, ResetReason, Spill};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use super::apps::Model;
+
+pub fn ms(milliseconds: u64) -> Duration {
+    Duration::from_millis(milliseconds)
+}
+
+/// When the server is killed.
+#[derive(Clone, Copy, Debug)]
+pub enum Kill {
+    /// So long after the start.
+    At(Duration),
+    /// When a process has said so many bytes.
+    Said(u64),
+    /// When a process has heard so many bytes.
+    Heard(usize),
+    /// So long after a process was attached.
+    Attached(Duration),
+}
+
+/// What is lost with the process.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Loss {
+    Process,
+    /// The server's end too.
+    Node,
+    /// Only this connection's worker: the service lives on and is connected to again.
+    Worker,
+}
+
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub seed: u64,
+    pub model: Model,
+    pub policy: &'static str,
+    pub config: Config,
+    /// Most bytes per answer or upload.
+    pub most: usize,
+    /// Per mille of frames that are lost, and that come twice.
+    pub lost: u32,
+    pub doubled: u32,
+    pub delay: (u64, u64),
+    /// Nothing passes in these times.
+    pub cuts: Vec<(Duration, Duration)>,
+    pub kills: Vec<(Kill, Loss)>,
+    pub restart: (u64, u64),
+    /// The server never comes back after this many kills.
+    pub restarts: usize,
+    /// Every process says something else.
+    pub twisted: bool,
+    /// Applications stop now and then.
+    pub stalls: bool,
+    pub spill: bool,
+}
+
+impl Plan {
+    pub fn new(seed: u64, model: Model, policy: &'static str) -> Self {
+        Plan {
+            seed,
+            model,
+            policy,
+            config: Config { window: 8192, log_bound: 1 << 20, max_data: 1500, ..Config::default() },
+            most: 40_000,
+            lost: 0,
+            doubled: 0,
+            delay: (1, 1),
+            cuts: Vec::new(),
+            kills: Vec::new(),
+            restart: (5, 120),
+            restarts: usize::MAX,
+            twisted: false,
+            stalls: false,
+            spill: false,
+        }
+    }
+
+    /// Draws a bad network, and `kills` deaths of the server.
+    pub fn rough(seed: u64, model: Model, policy: &'static str, kills: usize) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed ^ 0x5eed);
+        let mut plan = Plan::new(seed, model, policy);
+        plan.most = [200, 3_000, 40_000][rng.random_range(0..3)];
+        plan.config.window = [600, 4_096, 65_536][rng.random_range(0..3)];
+        plan.config.max_data = [100, 1_500, 20_000][rng.random_range(0..3)];
+        plan.config.max_data = plan.config.max_data.max(plan.most / 100);
+        plan.lost = [0, 0, 20, 150][rng.random_range(0..4)];
+        plan.doubled = [0, 0, 50, 300][rng.random_range(0..4)];
+        plan.delay = [(1, 1), (1, 10), (5, 80)][rng.random_range(0..3)];
+        if rng.random_ratio(1, 4) {
+            let from = rng.random_range(0..400);
+            plan.cuts.push((ms(from), ms(from + rng.random_range(1..4_000))));
+        }
+        for _ in 0..rng.random_range(0..=kills) {
+            let kill = match rng.random_range(0..4) {
+                0 => Kill::At(ms(rng.random_range(0..1_000))),
+                1 => Kill::Said(rng.random_range(0..plan.most as u64)),
+                2 => Kill::Heard(rng.random_range(0..plan.most)),
+                _ => Kill::Attached(ms(rng.random_range(0..200))),
+            };
+            let loss = [Loss::Process, Loss::Process, Loss::Node, Loss::Worker][rng.random_range(0..4)];
+            plan.kills.push((kill, loss));
+        }
+        plan.stalls = rng.random_ratio(1, 4);
+        plan
+    }
+}
+
+/// A spill into memory, with a way to look at it.
+#[derive(Default)]
+pub struct MemorySpill {
+    from: u64,
+    bytes: Vec<u8>,
+}
+
+impl Spill for MemorySpill {
+    fn append(&mut self, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
+        if self.bytes.is_empty() {
+            self.from = offset;
+        }
+        assert_eq!(offset, self.from + self.bytes.len() as u64, "the spill has a gap");
+        self.bytes.extend_from_slice(bytes);
+        Ok(())
+    }
+    fn read_at(&mut self, offset: u64, into: &mut [u8]) -> std::io::Result<()> {
+        let at = (offset - self.from) as usize;
+        into.copy_from_slice(&self.bytes[at..at + into.len()]);
+        Ok(())
+    }
+}
+
+/// How a run ended.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    pub client_events: Vec<Event>,
+    pub server_events: Vec<Event>,
+    pub client_reset: Option<(ResetReason, Duration)>,
+    pub server_reset: Option<ResetReason>,
+    pub took: Duration,
+    pub frames: u64,
+    pub bytes_sent: u64,
+    pub kills: usize,
+    pub largest_log: usize,
+}
+
+impl Outcome {
+    pub fn finished(&self) -> bool {
+        self.client_events.contains(&Event::Finished)
+    }
+    pub fn diverged(&self) -> bool {
+        self.server_events.iter().any(|event| matches!(event, Event::Diverged(_)))
+    }
+    /// Bytes that were regenerated and compared, whatever the outcome.
+    pub fn compared(&self) -> bool {
+        self.server_events.iter().any(|event| matches!(event, Event::Recovered { regenerated } if *regenerated > 0)) || self.diverged()
+    }
+}

@@ -1,0 +1,145 @@
+//! A daemon installs ARMORs as processes: this test's own program plays the part of `armor start`.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, unreachable_pub, dead_code)]
+
+mod network;
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::time::Duration;
+
+use armor_core::composition::Composition;
+use armor_core::element::Setup;
+use armor_elements::operations::{ArmorReady, InstallArmor, UninstallArmor};
+use armor_proto::ids::ArmorId;
+use network::{Client, FTM, Node, WITHIN, daemon, eventually};
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+
+const ARGUMENTS: &str = "ARMOR_TEST_ARGUMENTS";
+
+/// No test: the installed ARMOR, when the script below has started this program.
+#[test]
+fn installed_armor() {
+    let Ok(arguments) = std::env::var(ARGUMENTS) else { return };
+    let arguments: Vec<&str> = arguments.split(' ').collect();
+    let value = |key: &str| arguments[arguments.iter().position(|argument| *argument == key).expect("argument") + 1].to_owned();
+    if arguments[1] == "broken" {
+        println!("this composition is broken");
+        std::process::exit(3);
+    }
+    let own =
+        format!("[[element]]\nname = \"armor_gateway\"\ndaemon = {:?}\n[[element]]\nname = \"heartbeat_responder\"\n", value("--daemon"));
+    let text = if arguments[1] == "execution" { own } else { std::fs::read_to_string(arguments[1]).expect("composition") };
+    let kinds = armor_elements::all();
+    let composition = Composition::parse("installed", &text, &kinds).expect("composition");
+    let name = value("--name");
+    let setup = Setup { armor: ArmorId::of_name(&name), name, kind: "execution".into(), run_dir: value("--run-dir").into() };
+    armor_core::host::run(&composition, &kinds, setup, arguments.contains(&"--restore"), || ()).expect("runs");
+}
+
+fn program(directory: &Path) -> String {
+    let path = directory.join("armor");
+    let own = std::env::current_exe().expect("own program");
+    let script = format!("#!/bin/sh\n{ARGUMENTS}=\"$*\" exec {} --exact installed_armor --nocapture\n", own.display());
+    std::fs::write(&path, script).expect("script");
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("mode");
+    path.display().to_string()
+}
+
+fn with_installer(ftm: &Node, base: &Path) -> String {
+    let installer = format!("[[element]]\nname = \"armor_installer\"\nheartbeat_ms = 40\nmisses = 10\nprogram = {:?}\n", program(base));
+    daemon(&ftm.tcp_address(), &installer)
+}
+
+fn install(client: &mut Client, node: &Node, name: &str, composition: &str) -> ArmorReady {
+    client.send(node.armor, InstallArmor { name: name.into(), composition: composition.into() });
+    client.receive(WITHIN).expect("an answer")
+}
+
+fn pid(client: &mut Client, armor: ArmorId) -> Pid {
+    let pid = client.status(armor)["pid"].as_i64().expect("pid");
+    Pid::from_raw(i32::try_from(pid).expect("pid")).expect("pid")
+}
+
+#[test]
+fn an_installed_armor_comes_back_whether_it_is_killed_or_silent_and_ends_with_its_daemon() {
+    let base = tempfile::tempdir().expect("directory");
+    let ftm = Node::start("ftm", base.path(), FTM, armor_elements::all());
+    let node = Node::start("one", base.path(), &with_installer(&ftm, base.path()), armor_elements::all());
+    // Everything goes by way of the FTM's node: the ARMOR is found wherever it is.
+    let mut client = ftm.client();
+    eventually("the daemon registers", || {
+        (client.status(ArmorId::FTM)["elements"]["daemon_registry"]["state"]["daemons"].as_array()?.len() == 2).then_some(())
+    });
+    let ready = install(&mut client, &node, "x", "execution");
+    assert_eq!(ready.error, "");
+    assert_eq!(ready.armor, ArmorId::of_name("one/x"));
+    assert!(Path::new(&ready.run_dir).join("armor.log").exists());
+
+    let first = pid(&mut client, ready.armor);
+    kill_process(first, Signal::KILL).expect("kill");
+    let second = pid(&mut client, ready.armor);
+    assert_ne!(first, second);
+    kill_process(second, Signal::STOP).expect("stop");
+    let third = eventually("the silent one is replaced", || Some(pid(&mut client, ready.armor)).filter(|pid| *pid != second));
+
+    assert_eq!(install(&mut client, &node, "y", "execution").error, "");
+    let other = pid(&mut client, ArmorId::of_name("one/y"));
+    client.send(node.armor, UninstallArmor { name: "y".into() });
+    eventually("the uninstalled one ends", || test_kill_process(other).is_err().then_some(()));
+    let installed = client.status(node.armor)["elements"]["armor_installer"]["state"]["installed"].clone();
+    assert_eq!(installed.as_array().expect("list").len(), 1, "{installed}");
+
+    drop(node);
+    assert!(test_kill_process(third).is_err(), "the ARMOR has outlived an orderly end of its daemon");
+}
+
+#[test]
+fn an_armor_that_cannot_start_is_answered_with_its_last_words() {
+    let base = tempfile::tempdir().expect("directory");
+    let ftm = Node::start("ftm", base.path(), FTM, armor_elements::all());
+    let node = Node::start("one", base.path(), &with_installer(&ftm, base.path()), armor_elements::all());
+    let mut client = node.client();
+    let error = install(&mut client, &node, "x", "broken").error;
+    assert!(error.contains("status 3") && error.contains("this composition is broken"), "{error}");
+    assert!(install(&mut client, &node, "../x", "execution").error.contains("letters"));
+    assert!(client.receive::<ArmorReady>(Duration::from_millis(50)).is_none());
+}
+
+#[test]
+fn armors_outlive_a_crash_of_their_daemon_and_are_overseen_by_its_next_life() {
+    let base = tempfile::tempdir().expect("directory");
+    let ftm = Node::start("ftm", base.path(), FTM, armor_elements::all());
+    let composition = base.path().join("daemon.toml");
+    let text = with_installer(&ftm, base.path()) + "[[element]]\nname = \"state_capture\"\n";
+    std::fs::write(&composition, text).expect("composition");
+    let daemon = ArmorId::of_name("one");
+    let run_dir = base.path().join("one");
+    let start = |restore: &[&str]| {
+        let mut command = std::process::Command::new(base.path().join("armor"));
+        command.arg("start").arg(&composition).args(["--name", "one", "--daemon", "none", "--run-dir"]).arg(&run_dir).args(restore);
+        command.stdout(std::process::Stdio::null()).spawn().expect("daemon")
+    };
+    let mut process = start(&[]);
+    let mut client = ftm.client();
+    let armor = ArmorId::of_name("one/x");
+    client.status(daemon);
+    client.send(daemon, InstallArmor { name: "x".into(), composition: "execution".into() });
+    assert_eq!(client.receive::<ArmorReady>(WITHIN).expect("answer").error, "");
+    let first = pid(&mut client, armor);
+
+    process.kill().expect("kill");
+    process.wait().expect("wait");
+    let mut process = start(&["--restore"]);
+    let state = |client: &mut Client| {
+        client.status(daemon)["elements"]["armor_installer"]["state"]["installed"][0]["state"].as_str().map(str::to_owned)
+    };
+    eventually("it is adopted", || (state(&mut client)? == "running").then_some(()));
+    assert_eq!(pid(&mut client, armor), first, "it was started a second time");
+    kill_process(first, Signal::KILL).expect("kill");
+    let second = pid(&mut client, armor);
+    assert_ne!(first, second);
+
+    client.send(daemon, armor_core::operations::Shutdown {});
+    process.wait().expect("wait");
+    assert!(test_kill_process(second).is_err());
+}
