@@ -278,10 +278,10 @@ impl Frame {
 }
 
 #[cfg(test)]
+#[allow(unreachable_pub, dead_code, reason = "the macro makes public items")]
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use serde::{Deserialize, Serialize};
 
     crate::operations! { TEST_OPERATIONS;
         /// Two numbers.
