@@ -102,9 +102,9 @@ pub struct Armor {
 pub trait Spawner {
     /// Runs a task in this thread.
     fn spawn(&self, task: std::pin::Pin<Box<dyn Future<Output = ()>>>);
-    /// Calls [`Armor::timer`] of the cell after a pause.
+    /// Calls `Armor::timer` of the cell after a pause.
     fn timer(&self, pause: std::time::Duration, cell: Rc<ElementCell>, token: u64);
-    /// Calls [`Armor::resend`] after a pause.
+    /// Calls `Armor::resend` after a pause.
     fn resend(&self, pause: std::time::Duration, armor: Rc<Armor>);
     /// Ends the process's System.
     fn stop(&self);

@@ -90,6 +90,8 @@ struct Server {
     state: &'static str,
     /// End of file without announcement was seen: what the fate timer waits for.
     limbo: Option<Ending>,
+    /// A close that was announced while bytes before it had no room; whether it was an abort.
+    announced: Option<bool>,
     /// Life of this end's socket, so that a late task of an earlier socket is told apart.
     life: u32,
 }
@@ -195,6 +197,26 @@ impl Element for AppCommServer {
             })
             .collect();
         serde_json::json!({ "connections": connections, "recoveries": self.timelines })
+    }
+}
+
+impl Server {
+    /// The stream from the application has ended as it had announced.
+    fn end_announced(&mut self, ending: Ending, abort: bool, now: Instant) {
+        self.limbo = None;
+        self.announced = None;
+        self.port.read_done = true;
+        match ending {
+            Ending::Half => self.port.end.app_eof(now),
+            Ending::Gone if !abort => {
+                self.port.end.app_closed(now);
+                self.life += 1;
+            }
+            Ending::Gone | Ending::Reset => {
+                self.port.end.app_reset(now);
+                self.life += 1;
+            }
+        }
     }
 }
 
@@ -544,6 +566,7 @@ impl AppCommServer {
             holder: None,
             state: "waiting",
             limbo: None,
+            announced: None,
             life: 0,
         });
         server.client = asked.client;
@@ -552,6 +575,7 @@ impl AppCommServer {
             server.port.detach();
             server.life += 1;
             server.limbo = None;
+            server.announced = None;
             server.state = "waiting";
         }
         self.turn(id, now, context);
@@ -643,6 +667,10 @@ impl AppCommServer {
                 server.port.read_done = true;
                 server.port.end.app_eof(now);
             }
+            Some(ending) if server.announced.is_some() => {
+                let abort = server.announced == Some(true);
+                server.end_announced(ending, abort, now);
+            }
             // Closed or died: the announcement or the process's fate decides.
             Some(ending) => {
                 server.limbo = Some(ending);
@@ -658,29 +686,19 @@ impl AppCommServer {
     fn announced(&mut self, id: ConnectionId, abort: bool, context: &mut Context<'_>) {
         let now = Instant::now();
         let Some(server) = self.servers.get_mut(&id) else { return };
-        let ending = server.limbo.or_else(|| loop {
-            match server.port.read(now) {
-                (Read::More, _) => {}
-                (_, ending) => break ending,
-            }
-        });
+        let (read, ending) = match server.limbo {
+            Some(ending) => (Read::Finished, Some(ending)),
+            None => server.port.read_all(now),
+        };
+        if read == Read::Paused {
+            // The end of the stream lies behind bytes for which there is no room yet.
+            server.announced = Some(abort);
+        }
         let Some(ending) = ending else {
             self.turn(id, now, context);
             return;
         };
-        server.limbo = None;
-        server.port.read_done = true;
-        match ending {
-            Ending::Half => server.port.end.app_eof(now),
-            Ending::Gone if !abort => {
-                server.port.end.app_closed(now);
-                server.life += 1;
-            }
-            Ending::Gone | Ending::Reset => {
-                server.port.end.app_reset(now);
-                server.life += 1;
-            }
-        }
+        server.end_announced(ending, abort, now);
         self.turn(id, now, context);
     }
 
@@ -688,9 +706,9 @@ impl AppCommServer {
     fn fate(&mut self, id: ConnectionId, now: Instant, context: &mut Context<'_>) {
         let Some(server) = self.servers.get_mut(&id) else { return };
         let Some(ending) = server.limbo else { return };
-        let Some(service) = self.services.get(&server.address) else { return };
-        if !service.supervised {
-            // Nobody will start it again: end as TCP would.
+        let supervised = self.services.get(&server.address).filter(|service| service.supervised);
+        let Some(service) = supervised else {
+            // Nobody will start it again, or it has closed its listener: end as TCP would.
             server.limbo = None;
             server.port.read_done = true;
             match ending {
@@ -699,7 +717,7 @@ impl AppCommServer {
             }
             self.turn(id, now, context);
             return;
-        }
+        };
         let alive = self.applications.get(&service.name).is_some_and(|(_, _, alive)| *alive);
         if alive {
             // The service lives, the process that held this connection does not: another one takes it over.

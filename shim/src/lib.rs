@@ -5,7 +5,7 @@
 //! descriptor is protected, and between which addresses, is asked of the kernel each time. The data path is the
 //! kernel's; these hooks set connections up, answer questions about them and announce their end.
 //!
-//! [`hooks`] holds the thin C functions, [`real`] the functions that they stand before, [`detour`] the three ways
+//! `hooks` holds the thin C functions, `real` the functions that they stand before, `detour` the three ways
 //! out of a hook; the rest is one file per group of calls.
 //!
 //! Invariant: no thread, no signal, no lock; `errno` changes only to report an error; nothing is allocated on the way

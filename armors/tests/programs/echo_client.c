@@ -1,6 +1,7 @@
 /* Sends ROUNDS messages of changing size, reads each echo back and compares. Exit 0: every byte came back once and in order. */
 #include <arpa/inet.h>
 #include <errno.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,6 +12,7 @@ static int fail(const char *what) { printf("error: %s\n", what); fflush(stdout);
 
 int main(int argc, char **argv) {
     if (argc < 4) return 2;
+    signal(SIGPIPE, SIG_IGN);
     int port = atoi(argv[1]);
     long rounds = atol(argv[2]);
     unsigned state = (unsigned)atoi(argv[3]) * 2654435761u + 12345u;

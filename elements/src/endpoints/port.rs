@@ -177,6 +177,25 @@ impl<E: End> Port<E> {
         (Read::More, None)
     }
 
+    /// Reads what is there now, to the last byte or to the end of the stream, as far as there is room.
+    pub fn read_all(&mut self, now: Instant) -> (Read, Option<Ending>) {
+        while let Some(socket) = self.socket.as_ref().filter(|_| !self.read_done) {
+            let room = self.end.read_capacity();
+            if room == 0 {
+                return (Read::Paused, None);
+            }
+            match socket.read(&mut self.buffer, room) {
+                Reading::Bytes(bytes, _) => {
+                    self.read_bytes += bytes.len() as u64;
+                    self.end.app_read(bytes, now);
+                }
+                Reading::Empty => return (Read::Drained, None),
+                Reading::Ended(ending) => return (Read::Finished, Some(ending)),
+            }
+        }
+        (Read::Finished, None)
+    }
+
     /// Reads all that is left in the socket of a process that has died, window or not.
     pub fn drain_dead(&mut self, now: Instant) {
         let Some(socket) = self.socket.take() else { return };

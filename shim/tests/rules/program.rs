@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
@@ -42,15 +43,18 @@ pub(crate) fn compiled(name: &str) -> PathBuf {
 pub(crate) fn compile(name: &str, flags: &[&str]) -> PathBuf {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs").join(name).with_extension("c");
     let suffix: String = flags.concat().chars().filter(char::is_ascii_alphanumeric).collect();
-    let output = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}{suffix}-{}", std::process::id()));
+    let output = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("shim-{name}{suffix}"));
+    let fresh = output.with_extension(std::process::id().to_string());
     let result = Command::new("cc")
         .args(["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-Wno-unused-function", "-g", "-pthread", "-o"])
-        .arg(&output)
+        .arg(&fresh)
         .arg(&source)
         .args(flags)
         .output()
         .unwrap();
     assert!(result.status.success(), "{}", String::from_utf8_lossy(&result.stderr));
+    // Whole or not at all, for other test processes that run at the same time.
+    std::fs::rename(fresh, &output).unwrap();
     output
 }
 
@@ -85,7 +89,7 @@ pub(crate) fn start(armor: &MockArmor, name: &str, arguments: &[&str]) -> Runnin
 impl Running {
     pub(crate) fn start(mut command: Command) -> Self {
         let what = format!("{command:?}");
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let (sender, lines) = channel();
         let stdout = BufReader::new(child.stdout.take().unwrap());
         thread::spawn(move || stdout.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
@@ -123,8 +127,15 @@ impl Running {
     }
 
     pub(crate) fn kill(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
+        self.end();
+    }
+
+    /// With its children, which a server killed in the middle of a test would leave behind.
+    fn end(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            let _ = rustix::process::kill_process_group(rustix::process::Pid::from_child(&self.child), rustix::process::Signal::KILL);
+            let _ = self.child.wait();
+        }
     }
 
     /// Ends a program that ends on SIGTERM.
@@ -162,8 +173,7 @@ impl Running {
     }
 
     fn give_up(&mut self, why: &str) -> ! {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.end();
         self.seen.extend(self.lines.try_iter());
         let errors = self.errors();
         panic!("{}: {why}\n--- stdout\n{}\n--- stderr\n{errors}", self.what, self.seen.join("\n"));
@@ -172,7 +182,6 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.end();
     }
 }

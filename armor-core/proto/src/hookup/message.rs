@@ -74,7 +74,7 @@ pub enum Request {
         /// The application.
         pid: u32,
     },
-    /// The application is about to close with `SO_LINGER` on and 0 seconds: TCP would send RST, not FIN. Sent in place
+    /// One copy has just been closed with `SO_LINGER` on and 0 seconds: TCP would send RST, not FIN. Sent in place
     /// of [`Request::Closed`]; it counts if that copy is the last. No reply.
     Aborted {
         /// The socket.
