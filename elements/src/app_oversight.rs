@@ -191,7 +191,7 @@ impl AppOversight {
 
     /// Starts the next life of an application.
     fn begin(&mut self, name: &str, context: &mut Context<'_>) {
-        if self.applications.get(name).is_none_or(|app| app.state != ApplicationState::Restarting || app.stopping.is_some()) {
+        if self.ending || self.applications.get(name).is_none_or(|app| app.state != ApplicationState::Restarting || app.stopping.is_some()) {
             return;
         }
         if let Err(error) = self.spawn(name, context) {
