@@ -189,12 +189,23 @@ fn a_pre_forking_server_survives_the_death_of_its_workers_and_of_its_master() {
     let server = compile(&environment, "prefork_server");
     let client = compile(&environment, "echo_client");
     environment.launch("prefork", &["--policy", "request"], &[&server, &port]);
-    let clients: Vec<Beside> = (0..4).map(|seed| Beside::start(environment.run(&[&client, &port, "2000", &seed.to_string()]))).collect();
+    let mut clients: Vec<Beside> =
+        (0..4).map(|seed| Beside::start(environment.run(&[&client, &port, "8000", &seed.to_string()]))).collect();
+    for client in &mut clients {
+        assert_eq!(client.line().as_deref(), Some("connected"));
+    }
     let master = environment.pid("prefork").unwrap();
     for _ in 0..3 {
-        let worker = environment.wait_for("a worker", || children(master).first().copied());
-        environment::kill(worker);
-        environment.wait_for("another worker", || children(master).iter().any(|child| *child != worker).then_some(()));
+        let served = environment.said_by_servers();
+        environment.wait_for("the workers to serve", || (environment.said_by_servers() > served).then_some(()));
+        let failures = environment.events("worker-failed").len();
+        // All of them, so that it does not matter which one serves whom.
+        let workers = children(master);
+        workers.iter().for_each(|worker| environment::kill(*worker));
+        environment.wait_for("a connection to be taken from its dead worker", || {
+            (environment.events("worker-failed").len() > failures).then_some(())
+        });
+        environment.wait_for("other workers", || children(master).iter().all(|child| !workers.contains(child)).then_some(()));
     }
     environment.kill("prefork");
     for client in clients {

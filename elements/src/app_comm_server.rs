@@ -123,9 +123,6 @@ pub struct AppCommServer {
     next: u64,
 }
 
-/// Timer tokens have this bit for "what has become of the process"; others are `handle_timeout` of a connection.
-const FATE: u64 = 1 << 63;
-
 impl Element for AppCommServer {
     const NAME: &'static str = "APP_COMM_SERVER";
     const PURPOSE: &'static str = "hook-up of server applications; proxy of the clients towards them; recovery (thesis §4.2.2, §4.5.1)";
@@ -172,11 +169,8 @@ impl Element for AppCommServer {
     }
 
     fn timer(&mut self, token: u64, context: &mut Context<'_>) {
-        let id = ConnectionId(token & !FATE);
-        let now = Instant::now();
-        if token & FATE != 0 {
-            return self.fate(id, now, context);
-        }
+        // A token is a whole connection id: ids use all 64 bits.
+        let (id, now) = (ConnectionId(token), Instant::now());
         if let Some(server) = self.servers.get_mut(&id) {
             server.port.timeout(now);
             self.turn(id, now, context);
@@ -674,7 +668,11 @@ impl AppCommServer {
             // Closed or died: the announcement or the process's fate decides.
             Some(ending) => {
                 server.limbo = Some(ending);
-                context.timer(Duration::from_millis(self.config.fate_ms), FATE | id.0);
+                let (patience, handle) = (Duration::from_millis(self.config.fate_ms), context.handle::<Self>());
+                context.spawn(async move {
+                    tokio::time::sleep(patience).await;
+                    handle.call(|element, context| element.fate(id, life, context));
+                });
             }
             None => {}
         }
@@ -703,8 +701,9 @@ impl AppCommServer {
     }
 
     /// A stream ended without a word, and the time for one is over.
-    fn fate(&mut self, id: ConnectionId, now: Instant, context: &mut Context<'_>) {
-        let Some(server) = self.servers.get_mut(&id) else { return };
+    fn fate(&mut self, id: ConnectionId, life: u32, context: &mut Context<'_>) {
+        let now = Instant::now();
+        let Some(server) = self.servers.get_mut(&id).filter(|server| server.life == life) else { return };
         let Some(ending) = server.limbo else { return };
         let supervised = self.services.get(&server.address).filter(|service| service.supervised);
         let Some(service) = supervised else {
@@ -753,7 +752,7 @@ impl AppCommServer {
             context.send(message);
         }
         if let Some(due) = turn.arm {
-            context.timer(due.saturating_duration_since(Instant::now()), id.0 & !FATE);
+            context.timer(due.saturating_duration_since(Instant::now()), id.0);
         }
         if turn.wait_writable
             && let Some(socket) = &server.port.socket

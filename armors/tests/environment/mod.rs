@@ -74,6 +74,29 @@ impl Environment {
         find(&self.status(), &|value| value.get("name").and_then(Value::as_str) == Some(name) && value.get("restarts").is_some())
     }
 
+    /// Events of this name so far.
+    pub fn events(&self, what: &str) -> Vec<Value> {
+        let output = self.armor(&["events", "--json"]).output().unwrap();
+        let events = String::from_utf8_lossy(&output.stdout).into_owned();
+        events.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()).filter(|event| event["what"] == what).collect()
+    }
+
+    /// Connections as the ARMORs of servers see them.
+    pub fn server_ends(&self) -> Vec<Value> {
+        let status = self.status();
+        let armors = status["armors"].as_array().cloned().unwrap_or_default();
+        armors
+            .iter()
+            .flat_map(|armor| armor["status"]["elements"]["APP_COMM_SERVER"]["state"]["connections"].as_array().cloned())
+            .flatten()
+            .collect()
+    }
+
+    /// Bytes that servers have said to the clients that are connected now.
+    pub fn said_by_servers(&self) -> u64 {
+        self.server_ends().iter().filter_map(|end| end["sent"].as_u64()).sum()
+    }
+
     /// Pid of the application's process while it runs.
     pub fn pid(&self, name: &str) -> Option<i32> {
         let application = self.application(name)?;
