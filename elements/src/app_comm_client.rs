@@ -16,15 +16,14 @@ use std::time::{Duration, Instant};
 use armor_core::context::Context;
 use armor_core::element::{Element, Operations, Setup};
 use armor_core::events::Event;
-use armor_proto::connection::{ClientEnd, Direction, Event as EndEvent, Record, Replay};
+use armor_proto::connection::{ClientEnd, ConnectRequest, Event as EndEvent, Replay, ResetReason};
 use armor_proto::hookup::{CLIENT_SOCKET, Endpoint, Name, Reply, Request, Role};
 use armor_proto::ids::{ArmorId, ConnectionId};
-use armor_proto::message::Message;
 use serde::Deserialize;
 
 use crate::endpoints::{
-    ApplicationSocket, Asked, Ending, Ends, HookupListener, Pending, Port, Read, ReplyTo, ServerTable, Turn, client_pair, connection_config,
-    get_option, policy, set_option, source_address_for,
+    ApplicationSocket, Asked, Ending, Ends, HookupListener, Pending, Port, Proxy, Read, ReplyTo, ServerTable, client_pair, connection_config,
+    get_option_for, policy, set_option_for, source_address_for,
 };
 use crate::operations::{
     AppClientConnected, AppLookupServerInfo, AppServerInfo, AppServerSubscribe, AppServerTable, AppServerTableAck, AppcommAck,
@@ -65,8 +64,19 @@ struct Client {
     holder: Option<OwnedFd>,
     waiting: Option<Waiting>,
     looked_up: bool,
-    state: &'static str,
+    state: State,
     pid: u32,
+}
+
+/// How far a connection is.
+#[derive(Clone, Copy, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+enum State {
+    Connecting,
+    Established,
+    Recovering,
+    Finished,
+    Reset,
 }
 
 /// How the application waits for its connect.
@@ -133,11 +143,7 @@ impl Element for AppCommClient {
             context.timer(if self.table.is_some() { SUBSCRIBED_AGAIN } else { SUBSCRIBE_AGAIN }, SUBSCRIBE);
             return;
         }
-        let now = Instant::now();
-        if let Some(client) = self.clients.get_mut(&ConnectionId(token)) {
-            client.port.timeout(now);
-            self.turn(ConnectionId(token), now, context);
-        }
+        self.time_is_up(ConnectionId(token), context);
     }
 
     fn status(&self) -> serde_json::Value {
@@ -179,13 +185,10 @@ impl AppCommClient {
             }
             Request::HowEnded { name } => asked.reply.send(&Reply::Ended { errno: self.ends.how(ConnectionId(name.id)) }, None),
             Request::SetOption { name, level, option, value } => {
-                let errno = self.holder(name).map_or(libc::ENOPROTOOPT, |holder| set_option(holder.as_fd(), *level, *option, value));
-                asked.reply.send(&Reply::Option { errno, value: Vec::new() }, None);
+                asked.reply.send(&set_option_for(self.holder(name), *level, *option, value), None);
             }
             Request::GetOption { name, level, option, length } => {
-                let got = self.holder(name).map_or(Err(libc::ENOPROTOOPT), |holder| get_option(holder.as_fd(), *level, *option, *length));
-                let (errno, value) = got.map_or_else(|errno| (errno, Vec::new()), |value| (0, value));
-                asked.reply.send(&Reply::Option { errno, value }, None);
+                asked.reply.send(&get_option_for(self.holder(name), *level, *option, *length), None);
             }
             Request::Register { .. } | Request::Listening { .. } | Request::Unregister { .. } => {
                 asked.reply.send(&Reply::Refused { reason: "this socket serves clients; servers ask at app_comm_server.sock".to_owned() }, None);
@@ -237,7 +240,7 @@ impl AppCommClient {
             }
             None => Waiting::Blocked { asker: asked.reply, application },
         };
-        let client = Client { port, name, server, dialled: addr, holder: asked.socket, waiting: Some(waiting), looked_up: false, state: "connecting", pid: asked.pid };
+        let client = Client { port, name, server, dialled: addr, holder: asked.socket, waiting: Some(waiting), looked_up: false, state: State::Connecting, pid: asked.pid };
         self.clients.insert(id, client);
         self.turn(id, now, context);
     }
@@ -275,72 +278,35 @@ impl AppCommClient {
             context.send_to(ArmorId::FTM, AppLookupServerInfo { address: client.dialled, asker: context.armor(), request: id.0 });
             return;
         }
-        self.with(id, context, |client, now| {
-            if reply.reply.errno == 0 {
-                client.server.armor = source;
-            }
-            let _ = client.port.end.handle_connect_reply(&reply.reply, now);
+        if reply.reply.errno == 0
+            && let Some(client) = self.clients.get_mut(&id)
+        {
+            client.server.armor = source;
+        }
+        self.with(id, context, |port, now| {
+            let _ = port.end.handle_connect_reply(&reply.reply, now);
         });
     }
 
     /// The server is back (thesis §4.5.1): connect requests are replayed, to the ARMOR that oversees it now.
     fn replay_connects(&mut self, asked: &AppcommReplayConnect, context: &mut Context<'_>) {
         for &id in &asked.connections {
-            let known = self.clients.contains_key(&id);
-            if !known {
+            let Some(client) = self.clients.get_mut(&id) else {
                 let row = ClientRow { connection: id, armor: context.armor() };
                 context.send_to(ArmorId::FTM, AppClientConnected { address: asked.address, client: row, connected: false });
-            }
-            self.with(id, context, |client, now| {
-                client.server.armor = asked.server;
-                client.server.incarnation = asked.incarnation;
-                client.state = "recovering";
-                client.port.end.replay(asked.incarnation, now);
-            });
+                continue;
+            };
+            client.server.armor = asked.server;
+            client.server.incarnation = asked.incarnation;
+            self.with(id, context, |port, now| port.end.replay(asked.incarnation, now));
         }
     }
 
     fn replay(&mut self, asked: &AppcommReplay, context: &mut Context<'_>) {
         let Replay { connection, .. } = asked.replay;
-        self.with(connection, context, |client, now| {
-            client.state = "recovering";
-            let _ = client.port.end.handle_replay(&asked.replay, now);
+        self.with(connection, context, |port, now| {
+            let _ = port.end.handle_replay(&asked.replay, now);
         });
-    }
-
-    fn data(&mut self, data: &AppcommData, context: &mut Context<'_>) {
-        if data.data.direction != Direction::S2c {
-            return;
-        }
-        let payload = context.message().map(|message| message.payload.clone()).unwrap_or_default();
-        let known = self.with(data.data.connection, context, |client, now| {
-            let _ = client.port.end.handle_data(&data.data, payload, now);
-        });
-        if !known {
-            crate::endpoints::answer_unknown(data.data.connection, data.data.incarnation, context);
-        }
-    }
-
-    fn ack(&mut self, ack: &AppcommAck, context: &mut Context<'_>) {
-        if ack.ack.direction == Direction::C2s {
-            self.with(ack.ack.connection, context, |client, now| {
-                let _ = client.port.end.handle_ack(&ack.ack, now);
-            });
-        }
-    }
-
-    fn reset(&mut self, reset: &AppcommReset, context: &mut Context<'_>) {
-        self.with(reset.reset.connection, context, |client, now| {
-            let _ = client.port.end.handle_reset(&reset.reset, now);
-        });
-    }
-
-    fn with(&mut self, id: ConnectionId, context: &mut Context<'_>, work: impl FnOnce(&mut Client, Instant)) -> bool {
-        let now = Instant::now();
-        let Some(client) = self.clients.get_mut(&id) else { return false };
-        work(client, now);
-        self.turn(id, now, context);
-        true
     }
 
     fn readable(&mut self, id: ConnectionId, context: &mut Context<'_>) -> Read {
@@ -360,84 +326,9 @@ impl AppCommClient {
         read
     }
 
-    fn turn(&mut self, id: ConnectionId, now: Instant, context: &mut Context<'_>) {
-        let Some(client) = self.clients.get_mut(&id) else { return };
-        let turn = client.port.turn(now);
-        self.carry_out(id, turn, context);
-    }
-
-    fn carry_out(&mut self, id: ConnectionId, turn: Turn, context: &mut Context<'_>) {
-        let Some(client) = self.clients.get_mut(&id) else { return };
-        let to = client.server.armor;
-        for (record, payload) in turn.records {
-            let message = match record {
-                Record::ConnectRequest(request) => {
-                    let (address, client_address, dialled) = (client.server.address, client.name.local, client.dialled);
-                    Message::to(to, AppcommServerConnectRequest { address, client: context.armor(), client_address, dialled, request })
-                }
-                Record::Data(data) => Message::to(to, AppcommData { data }).with_payload(payload),
-                Record::Ack(ack) => Message::to(to, AppcommAck { ack }),
-                Record::Reset(reset) => Message::to(to, AppcommReset { reset }),
-                Record::ConnectReply(reply) => Message::to(to, AppcommConnectReply { reply }),
-                Record::Replay(replay) => Message::to(to, AppcommReplay { replay }),
-            };
-            context.send(message);
-        }
-        if let Some(due) = turn.arm {
-            context.timer(due.saturating_duration_since(Instant::now()), id.0);
-        }
-        if turn.wait_writable
-            && let Some(socket) = &client.port.socket
-        {
-            let (watch, handle) = (socket.watch(), context.handle::<Self>());
-            context.spawn(async move {
-                watch.writable().await;
-                handle.call(|element, context| {
-                    element.with(id, context, |client, _| client.port.writable());
-                });
-            });
-        }
-        if let Some(reason) = turn.reset {
-            self.ends.remember_reset(id);
-            context.event(Event::new("connection-reset").with("connection", id).with("service", &client.server.service).with("reason", format!("{reason:?}")));
-            client.port.detach();
-        }
-        for event in turn.events {
-            self.report(id, event, context);
-        }
-    }
-
-    fn report(&mut self, id: ConnectionId, event: EndEvent, context: &mut Context<'_>) {
-        let Some(client) = self.clients.get_mut(&id) else { return };
-        let told = |what: &str| Event::new(what).with("connection", id).with("service", &client.server.service);
-        match event {
-            EndEvent::Established { .. } => self.established(id, context),
-            EndEvent::Refused { errno } => self.refused(id, errno, context),
-            EndEvent::Reconnecting { .. } => client.state = "recovering",
-            EndEvent::Reconnected { replayed, .. } => {
-                context.event(told("connection-recovered").with("replayed_bytes", replayed));
-                client.state = "established";
-            }
-            EndEvent::LogOverflow { bytes } => context.event(told("replay-lost").with("log_bytes", bytes)),
-            EndEvent::ReplayRegained => context.event(told("replay-regained")),
-            EndEvent::MarkRefused(mark) => context.event(told("mark-refused").with("mark", format!("{mark:?}"))),
-            EndEvent::Diverged(how) => context.event(told("connection-diverged").with("how", format!("{how:?}"))),
-            EndEvent::Finished => client.state = "finished",
-            EndEvent::Reset(reason) => {
-                client.state = "reset";
-                if client.waiting.is_some() {
-                    let errno = if reason == armor_proto::connection::ResetReason::Deadline { libc::ETIMEDOUT } else { libc::ECONNREFUSED };
-                    self.refused(id, errno, context);
-                }
-            }
-            EndEvent::Recovered { .. } => {}
-            EndEvent::Drained => self.forget(id, context),
-        }
-    }
-
     fn established(&mut self, id: ConnectionId, context: &mut Context<'_>) {
         let Some(client) = self.clients.get_mut(&id) else { return };
-        client.state = "established";
+        client.state = State::Established;
         let Some(socket) = client.port.socket.clone() else { return };
         match client.waiting.take() {
             Some(Waiting::Blocked { asker, application }) => {
@@ -472,6 +363,62 @@ impl AppCommClient {
             client.port.detach();
             let row = ClientRow { connection: id, armor: context.armor() };
             context.send_to(ArmorId::FTM, AppClientConnected { address: client.server.address, client: row, connected: false });
+        }
+    }
+}
+
+impl Proxy for AppCommClient {
+    type End = ClientEnd;
+
+    fn port(&mut self, id: ConnectionId) -> Option<&mut Port<ClientEnd>> {
+        self.clients.get_mut(&id).map(|client| &mut client.port)
+    }
+
+    fn other_end(&self, id: ConnectionId) -> ArmorId {
+        self.clients.get(&id).map_or(ArmorId::NONE, |client| client.server.armor)
+    }
+
+    fn connect_request(&self, request: ConnectRequest, context: &Context<'_>) -> Option<AppcommServerConnectRequest> {
+        let client = self.clients.get(&request.connection)?;
+        let (address, client_address, dialled) = (client.server.address, client.name.local, client.dialled);
+        Some(AppcommServerConnectRequest { address, client: context.armor(), client_address, dialled, request })
+    }
+
+    fn ends(&mut self) -> &mut Ends {
+        &mut self.ends
+    }
+
+    fn was_reset(&mut self, id: ConnectionId, reason: ResetReason, context: &mut Context<'_>) {
+        let service = self.clients.get(&id).map_or("", |client| &client.server.service);
+        let told = Event::new("connection-reset").with("connection", id).with("service", service);
+        context.event(told.with("reason", format!("{reason:?}")));
+    }
+
+    fn report(&mut self, id: ConnectionId, event: EndEvent, context: &mut Context<'_>) {
+        let Some(client) = self.clients.get_mut(&id) else { return };
+        let told = |what: &str| Event::new(what).with("connection", id).with("service", &client.server.service);
+        match event {
+            EndEvent::Established { .. } => self.established(id, context),
+            EndEvent::Refused { errno } => self.refused(id, errno, context),
+            EndEvent::Reconnecting { .. } => client.state = State::Recovering,
+            EndEvent::Reconnected { replayed, .. } => {
+                context.event(told("connection-recovered").with("replayed_bytes", replayed));
+                client.state = State::Established;
+            }
+            EndEvent::LogOverflow { bytes } => context.event(told("replay-lost").with("log_bytes", bytes)),
+            EndEvent::ReplayRegained => context.event(told("replay-regained")),
+            EndEvent::MarkRefused(mark) => context.event(told("mark-refused").with("mark", format!("{mark:?}"))),
+            EndEvent::Diverged(how) => context.event(told("connection-diverged").with("how", format!("{how:?}"))),
+            EndEvent::Finished => client.state = State::Finished,
+            EndEvent::Reset(reason) => {
+                client.state = State::Reset;
+                if client.waiting.is_some() {
+                    let errno = if reason == ResetReason::Deadline { libc::ETIMEDOUT } else { libc::ECONNREFUSED };
+                    self.refused(id, errno, context);
+                }
+            }
+            EndEvent::Recovered { .. } => {}
+            EndEvent::Drained => self.forget(id, context),
         }
     }
 }

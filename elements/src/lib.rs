@@ -1,7 +1,7 @@
 //! The elements of ARMOR, one file each, named as the thesis names them.
 //!
-//! [`all`] lists them. A file in `src/` is an element, except [`operations`]; what several elements need lies in a folder
-//! (`endpoints`: sockets towards applications; `links`: sockets between ARMORs).
+//! [`all`] lists them. A file in `src/` is an element, except [`operations`]; an element that has parts has them in a folder of
+//! its name. What several elements need lies in a folder too (`endpoints`: sockets towards applications; `links`: sockets between ARMORs).
 //!
 //! Invariant: elements meet only in operations.
 

@@ -1,15 +1,12 @@
-//! What both comm elements do with the ends of connections: settings, how a connection ended, strangers.
+//! The settings of connections' ends, and how connections ended.
 
 use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
 
-use armor_core::context::Context;
-use armor_proto::connection::{
-    Config, MarkPolicy, OnDivergence as EndOnDivergence, ReconnectPolicy, RequestPolicy, Reset, ResetReason, StreamPolicy,
-};
-use armor_proto::ids::{ConnectionId, Incarnation};
+use armor_proto::connection::{Config, MarkPolicy, OnDivergence as EndOnDivergence, ReconnectPolicy, RequestPolicy, StreamPolicy};
+use armor_proto::ids::ConnectionId;
 
-use crate::operations::{AppcommReset, OnDivergence, Policy};
+use crate::operations::{OnDivergence, Policy};
 
 /// Connections whose reset is remembered for the shim's question; the oldest are forgotten, and then end like a close.
 const REMEMBERED: usize = 65_536;
@@ -64,10 +61,4 @@ pub fn policy(policy: Policy) -> Box<dyn MarkPolicy + Send> {
         Policy::Request => Box::new(RequestPolicy::default()),
         Policy::Stream => Box::new(StreamPolicy),
     }
-}
-
-/// Bytes came for a connection that is not known here: as TCP answers, with a reset.
-pub fn answer_unknown(connection: ConnectionId, incarnation: Incarnation, context: &mut Context<'_>) {
-    let reset = Reset { connection, incarnation, reason: ResetReason::Closed };
-    context.send_to(context.source(), AppcommReset { reset });
 }

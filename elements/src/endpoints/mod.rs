@@ -7,18 +7,20 @@ mod hookup_listener;
 mod named_sockets;
 mod port;
 mod process_fate;
+mod proxy;
 mod server_table;
 mod socket_options;
 mod watched;
 
 pub use application_socket::{ApplicationSocket, Ending, Read, Reading, Watch};
-pub use ends::{Ends, answer_unknown, connection_config, policy};
+pub use ends::{Ends, connection_config, policy};
 pub use hookup_listener::{Asked, HookupListener, ReplyTo};
 pub use named_sockets::{ClientPair, Pending, client_pair, dial, listener_is_gone, source_address_for};
 pub use port::{End, Port, Turn};
 pub use process_fate::watch_process;
+pub use proxy::Proxy;
 pub use server_table::ServerTable;
-pub use socket_options::{get_option, set_option};
+pub use socket_options::{get_option_for, set_option_for};
 
 /// Reads of an application's socket are made into buffers of this size.
 pub const READ_SIZE: usize = 128 * 1024;

@@ -186,7 +186,8 @@ mod tests {
         pair.pend().unwrap().fail(libc::ETIMEDOUT);
         drop(pair.own);
         assert!(writable(&pair.application).contains(PollFlags::ERR));
-        let priority = crate::endpoints::get_option(pair.application.as_fd(), libc::SOL_SOCKET, libc::SO_PRIORITY, 4).unwrap();
+        let priority =
+            crate::endpoints::socket_options::get_option(pair.application.as_fd(), libc::SOL_SOCKET, libc::SO_PRIORITY, 4).unwrap();
         assert_eq!(priority, ConnectState::TimedOut.priority().to_ne_bytes());
     }
 }

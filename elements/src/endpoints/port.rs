@@ -5,7 +5,9 @@
 use std::io::IoSlice;
 use std::time::Instant;
 
-use armor_proto::connection::{AppAction, ClientEnd, Event as EndEvent, Record, ResetReason, ServerEnd};
+use armor_proto::connection::{
+    Ack, AppAction, ClientEnd, Data, Direction, Event as EndEvent, ProtocolError, Record, Reset, ResetReason, ServerEnd,
+};
 use bytes::{Bytes, BytesMut};
 
 use super::application_socket::{ApplicationSocket, Ending, Read, Reading};
@@ -17,6 +19,23 @@ const SLICES: usize = 32;
 
 /// What the two ends of a connection have in common.
 pub trait End {
+    /// Which of the two streams comes from the other end.
+    const INCOMING: Direction;
+    /// See `ClientEnd::handle_data`.
+    ///
+    /// # Errors
+    /// When it makes no sense; it is ignored then.
+    fn handle_data(&mut self, data: &Data, payload: Bytes, now: Instant) -> Result<(), ProtocolError>;
+    /// See `ClientEnd::handle_ack`.
+    ///
+    /// # Errors
+    /// When it makes no sense; it is ignored then.
+    fn handle_ack(&mut self, ack: &Ack, now: Instant) -> Result<(), ProtocolError>;
+    /// See `ClientEnd::handle_reset`.
+    ///
+    /// # Errors
+    /// When it makes no sense; it is ignored then.
+    fn handle_reset(&mut self, reset: &Reset, now: Instant) -> Result<(), ProtocolError>;
     /// See `ClientEnd::app_read`.
     fn app_read(&mut self, bytes: Bytes, now: Instant);
     /// See `ClientEnd::app_eof`.
@@ -44,8 +63,18 @@ pub trait End {
 }
 
 macro_rules! end {
-    ($end:ty) => {
+    ($end:ty, $incoming:expr) => {
         impl End for $end {
+            const INCOMING: Direction = $incoming;
+            fn handle_data(&mut self, data: &Data, payload: Bytes, now: Instant) -> Result<(), ProtocolError> {
+                <$end>::handle_data(self, data, payload, now)
+            }
+            fn handle_ack(&mut self, ack: &Ack, now: Instant) -> Result<(), ProtocolError> {
+                <$end>::handle_ack(self, ack, now)
+            }
+            fn handle_reset(&mut self, reset: &Reset, now: Instant) -> Result<(), ProtocolError> {
+                <$end>::handle_reset(self, reset, now)
+            }
             fn app_read(&mut self, bytes: Bytes, now: Instant) {
                 <$end>::app_read(self, bytes, now);
             }
@@ -86,8 +115,8 @@ macro_rules! end {
     };
 }
 
-end!(ClientEnd);
-end!(ServerEnd);
+end!(ClientEnd, Direction::S2c);
+end!(ServerEnd, Direction::C2s);
 
 /// What a turn of the loop asks of the element.
 #[derive(Debug, Default)]

@@ -3,16 +3,31 @@
 //! The one place in this crate with `unsafe`: no crate offers get/setsockopt for options that are not known beforehand.
 #![allow(unsafe_code)]
 
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use armor_proto::hookup::ConnectState;
+use armor_proto::hookup::{ConnectState, Reply};
 
 /// Largest option value that is passed on, in bytes.
 const LARGEST: usize = 1024;
 
-/// setsockopt(2); the errno, or 0.
+/// What the shim is told of a setsockopt on a protected socket, done on the TCP socket that is kept for it.
 #[must_use]
-pub fn set_option(socket: BorrowedFd<'_>, level: i32, option: i32, value: &[u8]) -> i32 {
+pub fn set_option_for(holder: Option<&OwnedFd>, level: i32, option: i32, value: &[u8]) -> Reply {
+    let errno = holder.map_or(libc::ENOPROTOOPT, |holder| set_option(holder.as_fd(), level, option, value));
+    Reply::Option { errno, value: Vec::new() }
+}
+
+/// What the shim is told of a getsockopt on a protected socket, done on the TCP socket that is kept for it.
+#[must_use]
+pub fn get_option_for(holder: Option<&OwnedFd>, level: i32, option: i32, length: u32) -> Reply {
+    match holder.map_or(Err(libc::ENOPROTOOPT), |holder| get_option(holder.as_fd(), level, option, length)) {
+        Ok(value) => Reply::Option { errno: 0, value },
+        Err(errno) => Reply::Option { errno, value: Vec::new() },
+    }
+}
+
+/// setsockopt(2); the errno, or 0.
+fn set_option(socket: BorrowedFd<'_>, level: i32, option: i32, value: &[u8]) -> i32 {
     let length = value.len().min(LARGEST) as libc::socklen_t;
     // SAFETY: `value` is valid for `length` bytes during the call; the kernel only reads it.
     let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, value.as_ptr().cast(), length) };
@@ -20,10 +35,7 @@ pub fn set_option(socket: BorrowedFd<'_>, level: i32, option: i32, value: &[u8])
 }
 
 /// getsockopt(2); the value, or the errno.
-///
-/// # Errors
-/// The kernel's errno.
-pub fn get_option(socket: BorrowedFd<'_>, level: i32, option: i32, length: u32) -> Result<Vec<u8>, i32> {
+pub(super) fn get_option(socket: BorrowedFd<'_>, level: i32, option: i32, length: u32) -> Result<Vec<u8>, i32> {
     let mut value = vec![0u8; (length as usize).min(LARGEST)];
     let mut got = value.len() as libc::socklen_t;
     // SAFETY: `value` is valid for `got` bytes and `got` for one socklen_t during the call.

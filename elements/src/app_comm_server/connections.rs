@@ -1,0 +1,287 @@
+//! The server's ends of connections: connected to a server's listener, joined to the socket that its `accept` returns.
+
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use armor_core::context::Context;
+use armor_core::events::Event;
+use armor_proto::connection::{AckState, ConnectDecision, ConnectReply, Event as EndEvent, ResetReason, ServerEnd};
+use armor_proto::hookup::{Endpoint, IpFamily, Name, Role};
+use armor_proto::ids::{ArmorId, ConnectionId, Incarnation};
+use serde::Serialize;
+
+use super::AppCommServer;
+use super::timelines::Step;
+use crate::endpoints::{ApplicationSocket, Ending, Ends, Port, Proxy, Read, connection_config, dial};
+use crate::operations::{AppcommConnectReply, AppcommServerConnectRequest};
+
+/// Pause before a listener whose queue was full is dialled again.
+const DIAL_AGAIN: Duration = Duration::from_millis(5);
+
+/// How far a connection is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum State {
+    /// For a process that listens.
+    Waiting,
+    Established,
+    Finished,
+    Reset,
+}
+
+/// One server's end.
+pub(super) struct Server {
+    pub(super) port: Port<ServerEnd>,
+    pub(super) address: Endpoint,
+    client: ArmorId,
+    pub(super) name: Name,
+    /// Options set on this connection alone.
+    pub(super) holder: Option<OwnedFd>,
+    pub(super) state: State,
+    /// End of file without announcement was seen: what the fate timer waits for.
+    pub(super) limbo: Option<Ending>,
+    /// A close that was announced while bytes before it had no room.
+    announced: Option<Announced>,
+    /// Life of this end's socket, so that a late task of an earlier socket is told apart.
+    pub(super) life: u32,
+}
+
+/// What the shim has said of the end of a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Announced {
+    /// Closed, or its sending side shut down.
+    Closed,
+    /// Closed so that the peer sees a reset.
+    Aborted,
+}
+
+impl Server {
+    /// The stream from the application has ended as it had announced.
+    fn end_announced(&mut self, ending: Ending, announced: Announced, now: Instant) {
+        self.limbo = None;
+        self.announced = None;
+        self.port.read_done = true;
+        match (ending, announced) {
+            (Ending::Half, _) => return self.port.end.app_eof(now),
+            (Ending::Gone, Announced::Closed) => self.port.end.app_closed(now),
+            (Ending::Gone, Announced::Aborted) | (Ending::Reset, _) => self.port.end.app_reset(now),
+        }
+        self.life += 1;
+    }
+
+    /// A TCP socket for options that are set on this connection alone.
+    pub(super) fn own_holder(&mut self) {
+        if self.holder.is_none() {
+            let family = match self.name.family() {
+                IpFamily::V4 => rustix::net::AddressFamily::INET,
+                IpFamily::V6 => rustix::net::AddressFamily::INET6,
+            };
+            let flags = rustix::net::SocketFlags::CLOEXEC;
+            self.holder = rustix::net::socket_with(family, rustix::net::SocketType::STREAM, flags, None).ok();
+        }
+    }
+
+    pub(super) fn status(&self, id: ConnectionId, service: &str, incarnation: Incarnation) -> serde_json::Value {
+        serde_json::json!({
+            "id": id.to_string(), "service": service, "address": SocketAddr::from(self.name.local).to_string(),
+            "peer": SocketAddr::from(self.name.peer).to_string(), "state": self.state,
+            "sent": self.port.read_bytes, "received": self.port.written_bytes, "incarnation": incarnation.0,
+        })
+    }
+}
+
+impl AppCommServer {
+    /// Connections of the service at an address.
+    pub(super) fn connections_of(&self, address: Endpoint, which: impl Fn(&Server) -> bool) -> Vec<ConnectionId> {
+        self.servers.iter().filter(|(_, server)| server.address == address && which(server)).map(|(&id, _)| id).collect()
+    }
+
+    pub(super) fn connect_request(&mut self, asked: &AppcommServerConnectRequest, context: &mut Context<'_>) {
+        let id = asked.request.connection;
+        let address = asked.address.unmapped();
+        let Some(service) = self.services.get(&address) else { return refuse(asked, context) };
+        let listening = service.is_listening();
+        if !listening && !service.recovering && !self.servers.contains_key(&id) {
+            return refuse(asked, context);
+        }
+        let now = Instant::now();
+        let local = if service.address.ip.is_unspecified() { asked.dialled } else { service.address };
+        let family = service.address.family();
+        let in_family = |endpoint: Endpoint| endpoint.in_family(family).unwrap_or(endpoint);
+        let name = Name { role: Role::Server, id: id.0, local: in_family(local), peer: in_family(asked.client_address) };
+        let config = connection_config(self.config.window_bytes, 0, service.deadline_ms, service.on_divergence);
+        let server = self.servers.entry(id).or_insert_with(|| Server {
+            port: Port::new(ServerEnd::new(id, config, now)),
+            address,
+            client: asked.client,
+            name,
+            holder: None,
+            state: State::Waiting,
+            limbo: None,
+            announced: None,
+            life: 0,
+        });
+        server.client = asked.client;
+        let needs_process = matches!(server.port.end.handle_connect_request(&asked.request, now), Ok(ConnectDecision::Attach));
+        if needs_process {
+            server.port.detach();
+            server.life += 1;
+            server.limbo = None;
+            server.announced = None;
+            server.state = State::Waiting;
+        }
+        self.turn(id, now, context);
+        if needs_process && listening {
+            self.dial(id, context);
+        }
+    }
+
+    /// Connects a connection's end to the server's listener.
+    pub(super) fn dial(&mut self, id: ConnectionId, context: &mut Context<'_>) {
+        let Some(server) = self.servers.get_mut(&id).filter(|server| server.port.socket.is_none() && server.state == State::Waiting) else {
+            return;
+        };
+        let Some(service) = self.services.get_mut(&server.address) else { return };
+        let Some(listener) = service.next_listener() else { return };
+        match dial(&server.name, &listener).and_then(ApplicationSocket::new) {
+            Ok(socket) => {
+                let now = Instant::now();
+                let watch = socket.watch();
+                if server.port.end.attached(service.incarnation, now).is_err() {
+                    return;
+                }
+                server.port.attach(socket);
+                server.state = State::Established;
+                server.life += 1;
+                let (life, handle) = (server.life, context.handle::<Self>());
+                context.spawn(watch.readable(move || handle.call(|element, context| element.readable(id, life, context))));
+                self.timelines.reached(&service.name, Step::Reconnected);
+                self.turn(id, now, context);
+            }
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EADDRINUSE)) => {
+                // The listener's queue is full, or the dead process's socket is just being taken down.
+                let handle = context.handle::<Self>();
+                context.spawn(async move {
+                    tokio::time::sleep(DIAL_AGAIN).await;
+                    handle.call(|element, context| element.dial(id, context));
+                });
+            }
+            Err(_) if service.supervised => service.recovering = true,
+            Err(_) => self.give_up(id, ResetReason::ServerGone, context),
+        }
+    }
+
+    fn readable(&mut self, id: ConnectionId, life: u32, context: &mut Context<'_>) -> Read {
+        let now = Instant::now();
+        let Some(server) = self.servers.get_mut(&id).filter(|server| server.life == life) else { return Read::Finished };
+        let (read, ending) = server.port.read(now);
+        match (ending, server.announced) {
+            (Some(Ending::Half), _) => {
+                server.port.read_done = true;
+                server.port.end.app_eof(now);
+            }
+            (Some(ending), Some(announced)) => server.end_announced(ending, announced, now),
+            // Closed or died: the announcement or the process's fate decides.
+            (Some(ending), None) => {
+                server.limbo = Some(ending);
+                let (patience, handle) = (Duration::from_millis(self.config.fate_ms), context.handle::<Self>());
+                context.spawn(async move {
+                    tokio::time::sleep(patience).await;
+                    handle.call(|element, context| element.fate(id, life, context));
+                });
+            }
+            (None, _) => {}
+        }
+        self.turn(id, now, context);
+        read
+    }
+
+    /// The shim says that the application has closed its copy, or its sending side; counts if the kernel says so too.
+    pub(super) fn announced(&mut self, id: ConnectionId, announced: Announced, context: &mut Context<'_>) {
+        let now = Instant::now();
+        let Some(server) = self.servers.get_mut(&id) else { return };
+        let (read, ending) = match server.limbo {
+            Some(ending) => (Read::Finished, Some(ending)),
+            None => server.port.read_all(now),
+        };
+        if read == Read::Paused {
+            // The end of the stream lies behind bytes for which there is no room yet.
+            server.announced = Some(announced);
+        }
+        if let Some(ending) = ending {
+            server.end_announced(ending, announced, now);
+        }
+        self.turn(id, now, context);
+    }
+}
+
+impl Proxy for AppCommServer {
+    type End = ServerEnd;
+
+    fn port(&mut self, id: ConnectionId) -> Option<&mut Port<ServerEnd>> {
+        self.servers.get_mut(&id).map(|server| &mut server.port)
+    }
+
+    fn other_end(&self, id: ConnectionId) -> ArmorId {
+        self.servers.get(&id).map_or(ArmorId::NONE, |server| server.client)
+    }
+
+    fn ends(&mut self) -> &mut Ends {
+        &mut self.ends
+    }
+
+    fn was_reset(&mut self, id: ConnectionId, _: ResetReason, _: &mut Context<'_>) {
+        if let Some(server) = self.servers.get_mut(&id) {
+            server.life += 1;
+        }
+    }
+
+    fn report(&mut self, id: ConnectionId, event: EndEvent, context: &mut Context<'_>) {
+        let Some(server) = self.servers.get_mut(&id) else { return };
+        let service = self.services.get(&server.address).map_or("", |service| &service.name);
+        let told = |what: &str| Event::new(what).with("connection", id).with("service", service);
+        match event {
+            EndEvent::Diverged(how) => {
+                context.event(told("connection-diverged").with("how", format!("{how:?}")));
+                self.timelines.reached(service, Step::Flowing);
+            }
+            EndEvent::Recovered { regenerated } => {
+                context.event(told("stream-flows").with("regenerated_bytes", regenerated));
+                self.timelines.reached(service, Step::Flowing);
+            }
+            EndEvent::Reconnected { .. } => self.timelines.reached(service, Step::Replayed),
+            EndEvent::Finished => server.state = State::Finished,
+            EndEvent::Reset(reason) => {
+                server.state = State::Reset;
+                context.event(told("connection-reset").with("reason", format!("{reason:?}")));
+            }
+            EndEvent::Drained => {
+                if let Some(mut server) = self.servers.remove(&id) {
+                    server.port.detach();
+                }
+            }
+            // These are said by a client's end.
+            EndEvent::Established { .. }
+            | EndEvent::Refused { .. }
+            | EndEvent::Reconnecting { .. }
+            | EndEvent::LogOverflow { .. }
+            | EndEvent::ReplayRegained
+            | EndEvent::MarkRefused(_) => {}
+        }
+    }
+}
+
+/// Nobody serves this address here.
+fn refuse(asked: &AppcommServerConnectRequest, context: &mut Context<'_>) {
+    let requested = asked.request.incarnation;
+    let reply = ConnectReply {
+        connection: asked.request.connection,
+        requested,
+        incarnation: requested,
+        service: Incarnation(0),
+        errno: libc::ECONNREFUSED,
+        c2s: AckState::default(),
+    };
+    context.send_to(asked.client, AppcommConnectReply { reply });
+}

@@ -1,0 +1,99 @@
+//! How recoveries went, step by step, for `armor status` (thesis §6.2.4: error recovery time).
+
+use std::collections::{BTreeMap, VecDeque};
+
+use armor_core::events::now_ms;
+use serde::Serialize;
+
+/// Recoveries that are kept; the oldest are forgotten.
+const KEPT: usize = 64;
+
+/// What a recovery goes through, in this order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub(super) enum Step {
+    /// The overseer knows that the process has failed.
+    #[serde(rename = "detected_ms")]
+    Detected,
+    /// The next process runs.
+    #[serde(rename = "restarted_ms")]
+    Restarted,
+    /// It has bound its address.
+    #[serde(rename = "bound_ms")]
+    Bound,
+    /// A first connection is connected to it.
+    #[serde(rename = "reconnected_ms")]
+    Reconnected,
+    /// Its client has been asked for what has to be said again.
+    #[serde(rename = "replayed_ms")]
+    Replayed,
+    /// It has said again what its client had been given.
+    #[serde(rename = "flowing_ms")]
+    Flowing,
+}
+
+/// One recovery.
+#[derive(Debug, Serialize)]
+struct Timeline {
+    service: String,
+    incarnation: u32,
+    /// When the process failed, in milliseconds since 1970.
+    at_ms: u64,
+    /// Milliseconds after that.
+    #[serde(flatten)]
+    steps: BTreeMap<Step, u64>,
+}
+
+/// The last recoveries of this ARMOR's services.
+#[derive(Debug, Default, Serialize)]
+#[serde(transparent)]
+pub(super) struct Timelines {
+    recoveries: VecDeque<Timeline>,
+}
+
+impl Timelines {
+    /// A recovery begins: the process before `incarnation` failed at `at_ms`, and its overseer has just said so.
+    pub(super) fn begin(&mut self, service: &str, incarnation: u32, at_ms: u64) {
+        if self.recoveries.len() >= KEPT {
+            self.recoveries.pop_front();
+        }
+        self.recoveries.push_back(Timeline { service: service.to_owned(), incarnation, at_ms, steps: BTreeMap::new() });
+        self.reached(service, Step::Detected);
+    }
+
+    /// The last recovery of a service has come to a step now. The first to reach it counts.
+    pub(super) fn reached(&mut self, service: &str, step: Step) {
+        if let Some(timeline) = self.recoveries.iter_mut().rev().find(|timeline| timeline.service == service) {
+            let after = now_ms().saturating_sub(timeline.at_ms);
+            timeline.steps.entry(step).or_insert(after);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_to_reach_a_step_counts_and_the_names_are_those_of_the_status() {
+        let mut timelines = Timelines::default();
+        timelines.begin("web", 2, now_ms());
+        timelines.begin("other", 2, 0);
+        timelines.recoveries[0].steps.insert(Step::Bound, 7);
+        timelines.reached("web", Step::Bound);
+        timelines.reached("web", Step::Flowing);
+        timelines.reached("nobody", Step::Flowing);
+        let status = serde_json::json!(timelines);
+        assert_eq!((status[0]["bound_ms"].as_u64(), status[0]["reconnected_ms"].as_u64()), (Some(7), None));
+        assert!(status[0]["detected_ms"].is_u64() && status[0]["flowing_ms"].is_u64(), "{status}");
+        assert!(status[1]["flowing_ms"].is_null(), "{status}");
+    }
+
+    #[test]
+    fn the_oldest_recoveries_are_forgotten() {
+        let mut timelines = Timelines::default();
+        for incarnation in 0..100 {
+            timelines.begin("web", incarnation, 0);
+        }
+        assert_eq!((timelines.recoveries.len(), timelines.recoveries[0].incarnation), (KEPT, 36));
+    }
+}
