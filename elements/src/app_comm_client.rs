@@ -22,8 +22,8 @@ use armor_proto::ids::{ArmorId, ConnectionId};
 use serde::Deserialize;
 
 use crate::endpoints::{
-    ApplicationSocket, Asked, Ending, Ends, HookupListener, Pending, Port, Proxy, Read, ReplyTo, ServerTable, client_pair, connection_config,
-    get_option_for, policy, set_option_for, source_address_for,
+    ApplicationSocket, Asked, Ending, HookupListener, Pending, Port, Proxy, Read, Remembered, ReplyTo, ServerTable, client_pair, connection_config,
+    get_option_for, how_ended, policy, set_option_for, source_address_for,
 };
 use crate::operations::{
     AppClientConnected, AppLookupServerInfo, AppServerInfo, AppServerSubscribe, AppServerTable, AppServerTableAck, AppcommAck,
@@ -93,7 +93,7 @@ pub struct AppCommClient {
     version: u64,
     early: VecDeque<Asked>,
     clients: HashMap<ConnectionId, Client>,
-    ends: Ends,
+    resets: Remembered<ResetReason>,
     next: u64,
 }
 
@@ -107,7 +107,7 @@ impl Element for AppCommClient {
         // Ids are drawn per life of the ARMOR, so that those of an earlier life never come again.
         let next = armor_core::events::now_ms() << 20 ^ setup.armor.0;
         let socket = setup.run_dir.join(CLIENT_SOCKET);
-        Ok(AppCommClient { config, socket, table: None, version: 0, early: VecDeque::new(), clients: HashMap::new(), ends: Ends::default(), next })
+        Ok(AppCommClient { config, socket, table: None, version: 0, early: VecDeque::new(), clients: HashMap::new(), resets: Remembered::default(), next })
     }
 
     fn operations(operations: &mut Operations<Self>) {
@@ -183,7 +183,7 @@ impl AppCommClient {
                     self.forget(id, context);
                 }
             }
-            Request::HowEnded { name } => asked.reply.send(&Reply::Ended { errno: self.ends.how(ConnectionId(name.id)) }, None),
+            Request::HowEnded { name } => asked.reply.send(&how_ended(&self.resets, ConnectionId(name.id)), None),
             Request::SetOption { name, level, option, value } => {
                 asked.reply.send(&set_option_for(self.holder(name), *level, *option, value), None);
             }
@@ -384,11 +384,8 @@ impl Proxy for AppCommClient {
         Some(AppcommServerConnectRequest { address, client: context.armor(), client_address, dialled, request })
     }
 
-    fn ends(&mut self) -> &mut Ends {
-        &mut self.ends
-    }
-
     fn was_reset(&mut self, id: ConnectionId, reason: ResetReason, context: &mut Context<'_>) {
+        self.resets.remember(id, reason);
         let service = self.clients.get(&id).map_or("", |client| &client.server.service);
         let told = Event::new("connection-reset").with("connection", id).with("service", service);
         context.event(told.with("reason", format!("{reason:?}")));

@@ -11,6 +11,9 @@
 //! What servers bind is in `services`, the ends of connections in `connections`, the failures of processes in `failures`, how
 //! recoveries went in `timelines`.
 
+#[cfg(test)]
+#[path = "app_comm_server/bench.rs"]
+mod bench;
 #[path = "app_comm_server/connections.rs"]
 mod connections;
 #[path = "app_comm_server/failures.rs"]
@@ -26,11 +29,12 @@ use std::os::fd::OwnedFd;
 use armor_core::context::Context;
 use armor_core::element::{Element, Operations, Setup};
 use armor_core::events::now_ms;
+use armor_proto::connection::ResetReason;
 use armor_proto::hookup::{Endpoint, Name, Reply, Request, Role, SERVER_SOCKET};
 use armor_proto::ids::{ConnectionId, Incarnation};
 use serde::Deserialize;
 
-use crate::endpoints::{Asked, Ends, HookupListener, Proxy, get_option_for, set_option_for};
+use crate::endpoints::{Asked, HookupListener, Proxy, Remembered, get_option_for, how_ended, set_option_for};
 use crate::operations::{
     AppRegisterServer, AppUnregisterServer, AppcommAck, AppcommConnectReply, AppcommData, AppcommReplay, AppcommReplayConnect, AppcommReset,
     ApplicationSpec,
@@ -70,7 +74,9 @@ pub struct AppCommServer {
     services: BTreeMap<Endpoint, Service>,
     binds: HashMap<u64, Bind>,
     servers: HashMap<ConnectionId, Server>,
-    ends: Ends,
+    resets: Remembered<ResetReason>,
+    /// The last incarnation that was asked for of connections that are over here.
+    over: Remembered<Incarnation>,
     timelines: Timelines,
     next: u64,
 }
@@ -89,7 +95,8 @@ impl Element for AppCommServer {
             services: BTreeMap::new(),
             binds: HashMap::new(),
             servers: HashMap::new(),
-            ends: Ends::default(),
+            resets: Remembered::default(),
+            over: Remembered::default(),
             timelines: Timelines::default(),
             next: now_ms() << 20 ^ setup.armor.0,
         })
@@ -149,7 +156,7 @@ impl AppCommServer {
                 self.announced(ConnectionId(name.id), Announced::Closed, context);
             }
             Request::Aborted { name, .. } => self.announced(ConnectionId(name.id), Announced::Aborted, context),
-            Request::HowEnded { name } => asked.reply.send(&Reply::Ended { errno: self.ends.how(ConnectionId(name.id)) }, None),
+            Request::HowEnded { name } => asked.reply.send(&how_ended(&self.resets, ConnectionId(name.id)), None),
             Request::SetOption { name, level, option, value } => {
                 // Options that are set on an accepted socket do not change the listener's.
                 if let Some(server) = self.servers.get_mut(&ConnectionId(name.id)).filter(|_| name.role != Role::Listener) {

@@ -5,10 +5,10 @@
 mod connection_pair;
 
 use armor_proto::connection::{
-    AckState, AppAction, Config, ConnectReply, Conversation, Divergence, Event, Mark, MarkPolicy, OnDivergence, ProtocolError,
-    ReconnectPolicy, Record, RequestPolicy, Reset, ResetReason, ServerEnd, StreamPolicy,
+    AckState, AppAction, Config, ConnectReply, ConnectRequest, Conversation, Divergence, Event, Mark, MarkPolicy, OnDivergence,
+    ProtocolError, ReconnectPolicy, Record, RequestPolicy, Reset, ResetReason, ServerEnd, StreamPolicy,
 };
-use armor_proto::ids::Incarnation;
+use armor_proto::ids::{ConnectionId, Incarnation};
 use bytes::Bytes;
 use connection_pair::{Pair, ms};
 
@@ -353,6 +353,34 @@ fn a_process_whose_death_is_not_noticed_yet_is_not_kept_when_a_newer_one_serves(
     pair.client.replay(Incarnation(2), pair.now);
     pair.exchange();
     assert_eq!(pair.heard().0, "GET", "fed to the new process");
+}
+
+#[test]
+fn a_request_says_beforehand_whether_it_replaces_the_process_and_what_that_one_had_said_is_kept() {
+    let mut pair = Pair::new(ReconnectPolicy, Config::default());
+    pair.client_says("GET");
+    let Record::ConnectRequest(first) = pair.sent[0] else { panic!("a request comes first") };
+    assert!(!pair.server.replaces_process(&first), "it is answered already");
+    pair.client.replay(Incarnation(2), pair.now);
+    let Some((Record::ConnectRequest(request), _)) = pair.client.poll_transmit(pair.now) else { panic!("a request") };
+    assert!(!pair.server.replaces_process(&ConnectRequest { connection: ConnectionId(9), ..request }), "of another connection");
+    assert!(!pair.server.replaces_process(&ConnectRequest { service: Incarnation(1), ..request }), "this process is as new as it asks for");
+    let invented = ConnectRequest { received_s2c: 99, written_s2c: 99, ..request };
+    assert!(!pair.server.replaces_process(&invented), "it makes no sense and would change nothing");
+    assert!(pair.server.replaces_process(&request));
+    // Nobody says it again, so it has to come from the socket of the process that is replaced.
+    pair.server.app_read(Bytes::from_static(b"last words"), pair.now);
+    pair.server.server_lost(pair.now);
+    assert!(!pair.server.replaces_process(&request), "none is attached");
+    assert!(!pair.server.awaits_process(), "nobody has asked for one yet");
+    pair.service = None;
+    pair.at_server(Record::ConnectRequest(request), Bytes::new());
+    assert!(pair.server.awaits_process());
+    pair.service = Some(2);
+    pair.attach();
+    assert!(!pair.server.awaits_process());
+    pair.exchange();
+    assert_eq!(pair.heard().1, "last words");
 }
 
 #[test]

@@ -6,15 +6,15 @@ use std::time::{Duration, Instant};
 
 use armor_core::context::Context;
 use armor_core::events::Event;
-use armor_proto::connection::{AckState, ConnectDecision, ConnectReply, Event as EndEvent, ResetReason, ServerEnd};
+use armor_proto::connection::{AckState, ConnectDecision, ConnectReply, Event as EndEvent, Reset, ResetReason, ServerEnd};
 use armor_proto::hookup::{Endpoint, IpFamily, Name, Role};
 use armor_proto::ids::{ArmorId, ConnectionId, Incarnation};
 use serde::Serialize;
 
 use super::AppCommServer;
 use super::timelines::Step;
-use crate::endpoints::{ApplicationSocket, Ending, Ends, Port, Proxy, Read, connection_config, dial};
-use crate::operations::{AppcommConnectReply, AppcommServerConnectRequest};
+use crate::endpoints::{ApplicationSocket, Ending, Port, Proxy, Read, connection_config, dial};
+use crate::operations::{AppcommConnectReply, AppcommReset, AppcommServerConnectRequest};
 
 /// Pause before a listener whose queue was full is dialled again.
 const DIAL_AGAIN: Duration = Duration::from_millis(5);
@@ -70,6 +70,28 @@ impl Server {
         self.life += 1;
     }
 
+    /// The process is dead, or another one serves in its place: what it had still said is read first.
+    ///
+    /// Why for every policy: where the stream goes on at the present (`reconnect`, or replay that was given up), nobody says
+    /// these bytes again, and the client would miss them. Where it is replayed (`request`, `stream`) the next process says them
+    /// again; then the end drops them as far as the client has not been given them, and they only cost the reading. And a process
+    /// that had closed its connection before it died has ended it in order, under every policy, if its bytes are all read.
+    pub(super) fn lose_process(&mut self, now: Instant) {
+        if self.port.socket.is_some() {
+            self.port.drain_dead(now);
+            match self.announced.take() {
+                Some(Announced::Closed) => self.port.end.app_closed(now),
+                Some(Announced::Aborted) => self.port.end.app_reset(now),
+                None => self.port.end.server_lost(now),
+            }
+        }
+        if self.port.end.needs_replay() {
+            self.state = State::Waiting;
+        }
+        self.limbo = None;
+        self.life += 1;
+    }
+
     /// A TCP socket for options that are set on this connection alone.
     pub(super) fn own_holder(&mut self) {
         if self.holder.is_none() {
@@ -100,6 +122,9 @@ impl AppCommServer {
     pub(super) fn connect_request(&mut self, asked: &AppcommServerConnectRequest, context: &mut Context<'_>) {
         let id = asked.request.connection;
         let address = asked.address.unmapped();
+        if self.over.of(id).is_some_and(|last| asked.request.incarnation <= *last) {
+            return answer_late(asked, context);
+        }
         let Some(service) = self.services.get(&address) else { return refuse(asked, context) };
         let listening = service.is_listening();
         if !listening && !service.recovering && !self.servers.contains_key(&id) {
@@ -123,12 +148,14 @@ impl AppCommServer {
             life: 0,
         });
         server.client = asked.client;
+        if server.port.end.replaces_process(&asked.request) {
+            server.lose_process(now);
+        }
         let needs_process = matches!(server.port.end.handle_connect_request(&asked.request, now), Ok(ConnectDecision::Attach));
         if needs_process {
+            // What is left of an application that had closed this connection.
             server.port.detach();
             server.life += 1;
-            server.limbo = None;
-            server.announced = None;
             server.state = State::Waiting;
         }
         self.turn(id, now, context);
@@ -139,7 +166,7 @@ impl AppCommServer {
 
     /// Connects a connection's end to the server's listener.
     pub(super) fn dial(&mut self, id: ConnectionId, context: &mut Context<'_>) {
-        let Some(server) = self.servers.get_mut(&id).filter(|server| server.port.socket.is_none() && server.state == State::Waiting) else {
+        let Some(server) = self.servers.get_mut(&id).filter(|server| server.port.end.awaits_process()) else {
             return;
         };
         let Some(service) = self.services.get_mut(&server.address) else { return };
@@ -172,7 +199,7 @@ impl AppCommServer {
         }
     }
 
-    fn readable(&mut self, id: ConnectionId, life: u32, context: &mut Context<'_>) -> Read {
+    pub(super) fn readable(&mut self, id: ConnectionId, life: u32, context: &mut Context<'_>) -> Read {
         let now = Instant::now();
         let Some(server) = self.servers.get_mut(&id).filter(|server| server.life == life) else { return Read::Finished };
         let (read, ending) = server.port.read(now);
@@ -227,11 +254,8 @@ impl Proxy for AppCommServer {
         self.servers.get(&id).map_or(ArmorId::NONE, |server| server.client)
     }
 
-    fn ends(&mut self) -> &mut Ends {
-        &mut self.ends
-    }
-
-    fn was_reset(&mut self, id: ConnectionId, _: ResetReason, _: &mut Context<'_>) {
+    fn was_reset(&mut self, id: ConnectionId, reason: ResetReason, _: &mut Context<'_>) {
+        self.resets.remember(id, reason);
         if let Some(server) = self.servers.get_mut(&id) {
             server.life += 1;
         }
@@ -259,6 +283,9 @@ impl Proxy for AppCommServer {
             EndEvent::Drained => {
                 if let Some(mut server) = self.servers.remove(&id) {
                     server.port.detach();
+                    if let Some(last) = server.port.end.requested() {
+                        self.over.remember(id, last);
+                    }
                 }
             }
             // These are said by a client's end.
@@ -270,6 +297,13 @@ impl Proxy for AppCommServer {
             | EndEvent::MarkRefused(_) => {}
         }
     }
+}
+
+/// A connect request for a connection that is over here. Mostly it is a duplicate that was under way for long, and nobody waits
+/// for an answer. A client that has not heard of the end takes it from this.
+fn answer_late(asked: &AppcommServerConnectRequest, context: &mut Context<'_>) {
+    let reset = Reset { connection: asked.request.connection, incarnation: asked.request.incarnation, reason: ResetReason::ServerGone };
+    context.send_to(asked.client, AppcommReset { reset });
 }
 
 /// Nobody serves this address here.
@@ -284,4 +318,143 @@ fn refuse(asked: &AppcommServerConnectRequest, context: &mut Context<'_>) {
         c2s: AckState::default(),
     };
     context.send_to(asked.client, AppcommConnectReply { reply });
+}
+
+#[cfg(test)]
+#[allow(clippy::panic)]
+mod tests {
+    use super::super::bench::{Bench, Client, Served, read, write};
+    use super::*;
+    use crate::operations::Policy;
+    use armor_proto::connection::AppAction;
+
+    /// A server that nobody supervises, and a client that has asked it something.
+    fn asked(policy: Policy) -> (Bench, Served, Client, OwnedFd) {
+        let mut bench = Bench::new();
+        let served = bench.serve("web");
+        let mut client = bench.client(&served, policy);
+        let Some(socket) = served.accept() else { panic!("the client is connected") };
+        client.says(b"question");
+        bench.exchange(&mut client);
+        assert_eq!(read(&socket), b"question");
+        (bench, served, client, socket)
+    }
+
+    /// Another process binds the address of a server whose death nobody has noticed yet.
+    fn another_process(bench: &mut Bench, served: Served, client: &Client) -> Served {
+        let port = served.address.port;
+        drop(served);
+        let served = bench.bind("web", port, &[client.id()]);
+        bench.listen(&served);
+        served
+    }
+
+    #[tokio::test]
+    async fn a_connect_request_that_comes_late_makes_no_ghost() {
+        let (mut bench, served, mut client, socket) = asked(Policy::Request);
+        write(&socket, b"answer");
+        drop(socket);
+        bench.announce_close(&client);
+        bench.exchange(&mut client);
+        client.end.app_closed(Instant::now());
+        bench.exchange(&mut client);
+        assert_eq!((&client.heard[..], bench.state(&client)), (&b"answer"[..], None));
+        let late = client.requests[0].clone();
+        bench.request(&late);
+        assert!(bench.state(&client).is_none() && served.accept().is_none(), "a ghost");
+        // One that knows more than this end did is no duplicate.
+        let mut higher = late;
+        higher.request.incarnation = Incarnation(9);
+        bench.request(&higher);
+        assert!(bench.state(&client).is_some() && served.accept().is_some());
+    }
+
+    #[tokio::test]
+    async fn a_client_that_has_not_heard_of_the_end_of_its_connection_hears_it_when_it_asks_again() {
+        let (mut bench, served, mut client, _socket) = asked(Policy::Request);
+        let port = served.address.port;
+        drop(served);
+        let served = bench.bind("web", port, &[client.id()]);
+        client.replay(2);
+        bench.exchange(&mut client);
+        bench.call(|element, context| {
+            element.give_up(client.id(), ResetReason::RestartLimit, context);
+            element.with(client.id(), context, |port, _| port.end.vanish());
+        });
+        bench.lose_records();
+        assert_eq!((bench.state(&client), &client.actions[..]), (None, &[][..]));
+        bench.listen(&served);
+        let again = client.requests[1].clone();
+        bench.request(&again);
+        bench.exchange(&mut client);
+        assert_eq!(client.actions, [AppAction::Reset(ResetReason::ServerGone)]);
+        assert!(served.accept().is_none());
+    }
+
+    #[tokio::test]
+    async fn with_reconnect_the_last_words_of_a_process_that_is_replaced_reach_the_client() {
+        let (mut bench, served, mut client, old) = asked(Policy::Reconnect);
+        write(&old, b"last words, ");
+        let served = another_process(&mut bench, served, &client);
+        client.replay(2);
+        bench.exchange(&mut client);
+        let Some(new) = served.accept() else { panic!("connected to the new process") };
+        write(&new, b"first words");
+        bench.readable(&client);
+        bench.exchange(&mut client);
+        assert_eq!(client.heard, b"last words, first words");
+    }
+
+    #[tokio::test]
+    async fn with_replay_the_new_process_says_it_again_and_the_client_hears_it_once() {
+        for policy in [Policy::Request, Policy::Stream] {
+            let (mut bench, served, mut client, old) = asked(policy);
+            write(&old, b"one ");
+            bench.readable(&client);
+            bench.exchange(&mut client);
+            write(&old, b"two ");
+            let served = another_process(&mut bench, served, &client);
+            client.replay(2);
+            bench.exchange(&mut client);
+            let Some(new) = served.accept() else { panic!("connected to the new process") };
+            assert_eq!(read(&new), b"question");
+            write(&new, b"one two three");
+            bench.readable(&client);
+            bench.exchange(&mut client);
+            assert_eq!(client.heard, b"one two three", "{policy:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_close_that_was_announced_counts_although_the_process_is_replaced_before_its_bytes_had_room() {
+        for policy in [Policy::Reconnect, Policy::Request, Policy::Stream] {
+            let (mut bench, served, mut client, old) = asked(policy);
+            let window = bench.fill_window(&client, &old);
+            write(&old, b"the end");
+            drop(old);
+            bench.announce_close(&client);
+            let served = another_process(&mut bench, served, &client);
+            client.replay(2);
+            bench.exchange(&mut client);
+            assert_eq!((client.heard.len(), client.heard.ends_with(b"the end")), (window + 7, true), "{policy:?}");
+            assert_eq!(client.actions, [AppAction::ShutdownWrite], "{policy:?}");
+            assert!(served.accept().is_none(), "{policy:?}: nobody has to say anything again");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_listener_is_not_dialled_for_a_client_that_has_not_asked_again_yet() {
+        let (mut bench, served, mut client, _old) = asked(Policy::Request);
+        bench.call(|element, context| {
+            if let Some(server) = element.servers.get_mut(&client.id()) {
+                server.lose_process(Instant::now());
+            }
+            element.turn(client.id(), Instant::now(), context);
+        });
+        let served = another_process(&mut bench, served, &client);
+        assert!(served.accept().is_none(), "a ghost");
+        client.replay(2);
+        bench.exchange(&mut client);
+        assert!(served.accept().is_some());
+    }
 }

@@ -9,7 +9,6 @@ use armor_core::events::Event;
 use armor_proto::connection::ResetReason;
 use armor_proto::ids::ConnectionId;
 
-use super::connections::State;
 use super::timelines::Step;
 use super::{AppCommServer, Application};
 use crate::endpoints::{Ending, Proxy};
@@ -61,13 +60,7 @@ impl AppCommServer {
     /// The process behind a connection is dead: what it had written is still read, then the end waits for the next process.
     fn lost(&mut self, id: ConnectionId, now: Instant, context: &mut Context<'_>) {
         if let Some(server) = self.servers.get_mut(&id) {
-            if server.port.socket.is_some() {
-                server.port.drain_dead(now);
-                server.port.end.server_lost(now);
-            }
-            server.state = State::Waiting;
-            server.limbo = None;
-            server.life += 1;
+            server.lose_process(now);
             self.turn(id, now, context);
         }
     }

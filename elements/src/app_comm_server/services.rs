@@ -10,7 +10,6 @@ use armor_proto::hookup::{Endpoint, Name, Reply, Request};
 use armor_proto::ids::{ArmorId, ConnectionId, Incarnation};
 use armor_proto::message::Message;
 
-use super::connections::State;
 use super::timelines::Step;
 use super::{AppCommServer, Application};
 use crate::endpoints::{Asked, ReplyTo, listener_is_gone, watch_process};
@@ -183,7 +182,7 @@ impl AppCommServer {
             listener.listening = true;
         }
         let address = service.address.unmapped();
-        for id in self.connections_of(address, |server| server.state == State::Waiting) {
+        for id in self.connections_of(address, |server| server.port.end.awaits_process()) {
             self.dial(id, context);
         }
     }

@@ -42,6 +42,15 @@ pub struct ReplyTo {
 }
 
 impl ReplyTo {
+    /// For tests: an answer's way, and the socket where it arrives.
+    #[cfg(test)]
+    #[allow(clippy::unwrap_used)]
+    pub(crate) fn pair() -> (ReplyTo, OwnedFd) {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let (own, asker) = net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+        (ReplyTo { asker: Rc::new(super::watched::watched(own).unwrap()) }, asker)
+    }
+
     /// Answers, with a socket beside it or without. An asker that is gone is no error.
     pub fn send(&self, reply: &Reply, socket: Option<BorrowedFd<'_>>) {
         let Ok(bytes) = reply.encode() else { return };

@@ -2,24 +2,26 @@
 //! (thesis §4.2: the named pipes), in today's form.
 
 mod application_socket;
-mod ends;
 mod hookup_listener;
 mod named_sockets;
 mod port;
 mod process_fate;
 mod proxy;
+mod remembered;
 mod server_table;
+mod settings;
 mod socket_options;
 mod watched;
 
 pub use application_socket::{ApplicationSocket, Ending, Read, Reading, Watch};
-pub use ends::{Ends, connection_config, policy};
 pub use hookup_listener::{Asked, HookupListener, ReplyTo};
 pub use named_sockets::{ClientPair, Pending, client_pair, dial, listener_is_gone, source_address_for};
 pub use port::{End, Port, Turn};
 pub use process_fate::watch_process;
-pub use proxy::Proxy;
+pub use proxy::{Proxy, how_ended};
+pub use remembered::Remembered;
 pub use server_table::ServerTable;
+pub use settings::{connection_config, policy};
 pub use socket_options::{get_option_for, set_option_for};
 
 /// Reads of an application's socket are made into buffers of this size.

@@ -8,13 +8,20 @@ use std::time::Instant;
 use armor_core::context::Context;
 use armor_core::element::Element;
 use armor_proto::connection::{ConnectRequest, Event as EndEvent, Record, Reset, ResetReason};
+use armor_proto::hookup::Reply;
 use armor_proto::ids::{ArmorId, ConnectionId};
 use armor_proto::message::Message;
 use bytes::Bytes;
 
-use super::ends::Ends;
 use super::port::{End, Port, Turn};
+use super::remembered::Remembered;
 use crate::operations::{AppcommAck, AppcommConnectReply, AppcommData, AppcommReplay, AppcommReset, AppcommServerConnectRequest};
+
+/// What an application is told that has read to the end of a connection's stream: one that was not reset was closed.
+#[must_use]
+pub fn how_ended(resets: &Remembered<ResetReason>, id: ConnectionId) -> Reply {
+    Reply::Ended { errno: resets.of(id).map_or(0, |_| libc::ECONNRESET) }
+}
 
 /// An element that stands between applications and the other ends of their connections.
 ///
@@ -35,10 +42,7 @@ pub trait Proxy: Element {
         None
     }
 
-    /// How connections ended, for applications that ask.
-    fn ends(&mut self) -> &mut Ends;
-
-    /// The application was shown a reset; its socket is closed.
+    /// The application is shown a reset; its socket is closed.
     fn was_reset(&mut self, id: ConnectionId, reason: ResetReason, context: &mut Context<'_>);
 
     /// The end reports something.
@@ -75,7 +79,6 @@ pub trait Proxy: Element {
             });
         }
         if let Some(reason) = reset {
-            self.ends().remember_reset(id);
             self.was_reset(id, reason, context);
         }
         for event in events {

@@ -24,8 +24,8 @@ use crate::ids::{ConnectionId, Incarnation};
 /// What the driver has to do about a connect request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ConnectDecision {
-    /// Drop the old process's socket if there is one, connect to the process that serves now, as soon as there is one, and call
-    /// [`ServerEnd::attached`] or [`ServerEnd::refused`].
+    /// Drop the old process's socket if there is one (see [`ServerEnd::replaces_process`]), connect to the process that serves
+    /// now, as soon as there is one, and call [`ServerEnd::attached`] or [`ServerEnd::refused`].
     Attach,
     /// Nothing: it was answered, or it is being answered, or it is old.
     Nothing,
@@ -107,6 +107,12 @@ impl ServerEnd {
     #[must_use]
     pub fn needs_replay(&self) -> bool {
         !self.session.is_over() && !self.done && self.seen.is_some() && !self.session.has_app() && self.pending.is_none()
+    }
+
+    /// A connect request waits for a process: connect one and call [`ServerEnd::attached`].
+    #[must_use]
+    pub fn awaits_process(&self) -> bool {
+        self.pending.is_some() && !self.session.is_over()
     }
 
     /// Asks the client's end itself for a connect request, until it comes: for a connection whose process died while the

@@ -35,8 +35,7 @@ impl ServerEnd {
         self.requested = Some(request.incarnation);
         self.reply = None;
         self.asking = None;
-        if known && !done && self.session.has_app() && self.service >= request.service {
-            // Two requests for one failure, and the first has brought a process already.
+        if self.keeps_process(request, done) {
             self.session.receiver.renew_acks();
             self.session.sender.resume(&received_by(request))?;
             self.start(request, self.service, now);
@@ -51,6 +50,25 @@ impl ServerEnd {
         self.pending = Some(*request);
         self.lost.get_or_insert(now);
         Ok(ConnectDecision::Attach)
+    }
+
+    /// Whether this connect request would put another process in the place of the one that is attached. Before it is handed
+    /// over, what the old process had still said must be read (`app_read`) and its loss be told ([`ServerEnd::server_lost`],
+    /// or `app_closed` where it had closed in order): with [`Resume::Present`] nobody says it again.
+    #[must_use]
+    pub fn replaces_process(&self, request: &ConnectRequest) -> bool {
+        let done = request.fin_s2c || (self.done && self.knows(request));
+        self.session.check_connection(request.connection).is_ok()
+            && self.session.has_app()
+            && !self.session.is_over()
+            && self.requested.is_none_or(|last| request.incarnation > last)
+            && !self.keeps_process(request, done)
+            && self.check(request, done).is_ok()
+    }
+
+    /// Two requests for one failure, and the first has brought a process already.
+    fn keeps_process(&self, request: &ConnectRequest, done: bool) -> bool {
+        self.knows(request) && !done && self.session.has_app() && self.service >= request.service
     }
 
     /// Whether this end was talking to the client's end in the state in which that is now. If not, it was made by a

@@ -1,0 +1,288 @@
+//! For tests: the element between server applications that the test plays, with real sockets, and clients' ends that it holds.
+//! There is no ARMOR; what the element wants is carried to where it belongs, watching tasks are called by hand.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::collections::VecDeque;
+use std::io::IoSlice;
+use std::os::fd::OwnedFd;
+use std::time::Instant;
+
+use armor_core::context::{Context, Effect, Effects};
+use armor_core::element::{Element, Setup};
+use armor_proto::connection::{AppAction, ClientEnd, Config as EndConfig, Event as EndEvent, Record};
+use armor_proto::hookup::{Endpoint, Reply, Request};
+use armor_proto::ids::{ArmorId, ConnectionId, Incarnation};
+use armor_proto::message::{Message, downcast};
+use bytes::Bytes;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+use super::AppCommServer;
+use super::connections::Announced;
+use crate::endpoints::{Asked, Proxy, Read, ReplyTo, policy};
+use crate::operations::{
+    AppRegisterServer, AppServerRegistered, AppcommAck, AppcommConnectReply, AppcommData, AppcommReplay, AppcommReset,
+    AppcommServerConnectRequest, ClientRow, Policy,
+};
+
+/// The ARMOR of the clients.
+const CLIENTS: ArmorId = ArmorId(77);
+
+pub(super) struct Bench {
+    pub(super) element: AppCommServer,
+    setup: Setup,
+    registrations: VecDeque<AppRegisterServer>,
+    records: VecDeque<(Record, Bytes)>,
+}
+
+/// A server application's listener.
+pub(super) struct Served {
+    pub(super) listener: OwnedFd,
+    id: u64,
+    pub(super) address: Endpoint,
+}
+
+/// A client application and its ARMOR's end.
+pub(super) struct Client {
+    pub(super) end: ClientEnd,
+    id: ConnectionId,
+    address: Endpoint,
+    pub(super) heard: Vec<u8>,
+    pub(super) events: Vec<EndEvent>,
+    pub(super) actions: Vec<AppAction>,
+    /// Connect requests that were sent, to be delivered again.
+    pub(super) requests: Vec<AppcommServerConnectRequest>,
+}
+
+impl Bench {
+    pub(super) fn new() -> Bench {
+        // A number of its own, so that tests beside each other make other names.
+        let number = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos() as u64;
+        let armor = ArmorId(number ^ u64::from(std::process::id()) << 48);
+        let setup = Setup { armor, name: "node".into(), kind: "daemon".into(), run_dir: "/".into() };
+        let element = AppCommServer::new(super::Config::default(), &setup).unwrap();
+        Bench { element, setup, registrations: VecDeque::new(), records: VecDeque::new() }
+    }
+
+    /// Calls the element and sorts what it wants.
+    pub(super) fn call<R>(&mut self, work: impl FnOnce(&mut AppCommServer, &mut Context<'_>) -> R) -> R {
+        self.call_with(None, work)
+    }
+
+    fn call_with<R>(&mut self, message: Option<&mut Message>, work: impl FnOnce(&mut AppCommServer, &mut Context<'_>) -> R) -> R {
+        let mut effects = Effects::new();
+        let result = work(&mut self.element, &mut Context::detached(&self.setup, message, &mut effects));
+        for effect in effects {
+            match effect {
+                Effect::Send(message) | Effect::SendReliable(message) => self.sent(&message),
+                _ => {}
+            }
+        }
+        result
+    }
+
+    fn sent(&mut self, message: &Message) {
+        let operation = message.top().unwrap().operations.front().unwrap();
+        let record = if let Some(registration) = downcast::<AppRegisterServer>(operation) {
+            return self.registrations.push_back(registration.clone());
+        } else if let Some(AppcommConnectReply { reply }) = downcast(operation) {
+            Record::ConnectReply(*reply)
+        } else if let Some(AppcommData { data }) = downcast(operation) {
+            Record::Data(*data)
+        } else if let Some(AppcommAck { ack }) = downcast(operation) {
+            Record::Ack(*ack)
+        } else if let Some(AppcommReset { reset }) = downcast(operation) {
+            Record::Reset(*reset)
+        } else if let Some(AppcommReplay { replay }) = downcast(operation) {
+            Record::Replay(*replay)
+        } else {
+            return;
+        };
+        assert_eq!(message.destination(), Some(CLIENTS));
+        self.records.push_back((record, message.payload.clone()));
+    }
+
+    /// An application binds: what its shim gets from the ARMOR, when APP_SERVER_DB has answered with these clients.
+    pub(super) fn bind(&mut self, service: &str, port: u16, clients: &[ConnectionId]) -> Served {
+        let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+        let addr = Endpoint::new([127, 0, 0, 1].into(), port);
+        let request = Request::Register { addr, service: Some(service.into()), pid: 1, v6_only: false, reuse_port: false };
+        let (reply, asker) = ReplyTo::pair();
+        self.call(|element, context| element.asked(Asked { request, socket: Some(socket), pid: 1, reply }, context));
+        let AppRegisterServer { row, request } = self.registrations.pop_front().unwrap();
+        let clients = clients.iter().map(|&connection| ClientRow { connection, armor: CLIENTS }).collect();
+        let answer = AppServerRegistered { address: row.address, request, errno: 0, incarnation: row.incarnation, clients };
+        self.call(|element, context| element.registered(&answer, context));
+        let mut bytes = [0; 4096];
+        let length = rustix::io::read(&asker, &mut bytes).unwrap();
+        let Ok(Reply::Registered { errno: 0, listener: id, name: Some(name) }) = Reply::decode(&bytes[..length]) else { panic!("refused") };
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let listener = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap();
+        rustix::net::bind(&listener, &SocketAddrUnix::new_abstract_name(&name.to_bytes()).unwrap()).unwrap();
+        Served { listener, id, address: row.address }
+    }
+
+    pub(super) fn listen(&mut self, served: &Served) {
+        rustix::net::listen(&served.listener, 16).unwrap();
+        self.call(|element, context| element.listening(served.id, context));
+    }
+
+    pub(super) fn serve(&mut self, service: &str) -> Served {
+        let served = self.bind(service, 0, &[]);
+        self.listen(&served);
+        served
+    }
+
+    /// The watching task of a connection finds it readable.
+    pub(super) fn readable(&mut self, client: &Client) -> Option<Read> {
+        let life = self.element.servers.get(&client.id)?.life;
+        Some(self.call(|element, context| element.readable(client.id, life, context)))
+    }
+
+    /// The shim tells that the application has closed its socket.
+    pub(super) fn announce_close(&mut self, client: &Client) {
+        self.call(|element, context| element.announced(client.id, Announced::Closed, context));
+    }
+
+    pub(super) fn client(&mut self, served: &Served, recovery: Policy) -> Client {
+        self.element.next += 1;
+        let id = ConnectionId(self.element.next);
+        let end = ClientEnd::new(id, EndConfig::default(), policy(recovery), Instant::now());
+        let mut client =
+            Client { end, id, address: served.address, heard: Vec::new(), events: Vec::new(), actions: Vec::new(), requests: Vec::new() };
+        self.exchange(&mut client);
+        client
+    }
+
+    /// Delivers a connect request.
+    pub(super) fn request(&mut self, asked: &AppcommServerConnectRequest) {
+        self.call(|element, context| element.connect_request(asked, context));
+    }
+
+    /// Carries records to and fro until nothing moves.
+    pub(super) fn exchange(&mut self, client: &mut Client) {
+        loop {
+            let now = Instant::now();
+            let mut moved = client.applications(now);
+            while let Some((record, payload)) = client.end.poll_transmit(now) {
+                moved = true;
+                self.deliver(client, record, payload);
+            }
+            while let Some((record, payload)) = self.records.pop_front() {
+                moved = true;
+                client.take(record, payload, now);
+            }
+            if !moved {
+                return;
+            }
+        }
+    }
+
+    fn deliver(&mut self, client: &mut Client, record: Record, payload: Bytes) {
+        match record {
+            Record::ConnectRequest(request) => {
+                let client_address = Endpoint::new([127, 0, 0, 1].into(), 9);
+                let (address, dialled) = (client.address, client.address);
+                let asked = AppcommServerConnectRequest { address, client: CLIENTS, client_address, dialled, request };
+                self.request(&asked);
+                client.requests.push(asked);
+            }
+            Record::Data(data) => {
+                let operation = AppcommData { data };
+                let mut message = Message::to(self.setup.armor, operation.clone()).with_payload(payload);
+                message.source = CLIENTS;
+                self.call_with(Some(&mut message), |element, context| element.data(&operation, context));
+            }
+            Record::Ack(ack) => self.call(|element, context| element.ack(&AppcommAck { ack }, context)),
+            Record::Reset(reset) => self.call(|element, context| element.reset(&AppcommReset { reset }, context)),
+            Record::ConnectReply(_) | Record::Replay(_) => panic!("a client's end does not say this"),
+        }
+    }
+
+    /// What is on its way to clients never arrives.
+    pub(super) fn lose_records(&mut self) {
+        self.records.clear();
+    }
+
+    /// An application says as much as the ARMOR takes while its client's ARMOR acknowledges nothing; how much that was.
+    pub(super) fn fill_window(&mut self, client: &Client, socket: &OwnedFd) -> usize {
+        let mut said = 0;
+        loop {
+            match rustix::io::write(socket, &[b'x'; 4096]) {
+                Ok(length) => said += length,
+                Err(_) if self.readable(client) == Some(Read::Paused) => return said,
+                Err(error) => assert_eq!(error, rustix::io::Errno::AGAIN),
+            }
+        }
+    }
+
+    /// State of a server's end as `armor status` shows it; `None` when there is none.
+    pub(super) fn state(&self, client: &Client) -> Option<String> {
+        let state = self.element.servers.get(&client.id)?.state;
+        serde_json::to_value(state).unwrap().as_str().map(str::to_owned)
+    }
+
+}
+
+impl Served {
+    /// The socket that the application's `accept` returns, if somebody has connected.
+    pub(super) fn accept(&self) -> Option<OwnedFd> {
+        rustix::net::accept_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK).ok()
+    }
+}
+
+pub(super) fn write(socket: &OwnedFd, bytes: &[u8]) {
+    assert_eq!(rustix::io::write(socket, bytes), Ok(bytes.len()));
+}
+
+/// What the application reads now.
+pub(super) fn read(socket: &OwnedFd) -> Vec<u8> {
+    let mut bytes = vec![0; 65_536];
+    let length = rustix::io::read(socket, &mut bytes).unwrap();
+    bytes.truncate(length);
+    bytes
+}
+
+impl Client {
+    pub(super) fn id(&self) -> ConnectionId {
+        self.id
+    }
+
+    pub(super) fn says(&mut self, bytes: &'static [u8]) {
+        self.end.app_read(Bytes::from_static(bytes), Instant::now());
+    }
+
+    /// Its ARMOR is asked to connect again because a process of this incarnation serves.
+    pub(super) fn replay(&mut self, incarnation: u32) {
+        self.end.replay(Incarnation(incarnation), Instant::now());
+    }
+
+    fn applications(&mut self, now: Instant) -> bool {
+        let mut moved = false;
+        while let Some(action) = self.end.poll_app(now) {
+            moved = true;
+            if action != AppAction::Write {
+                self.actions.push(action);
+                continue;
+            }
+            let mut slices = [IoSlice::new(&[])];
+            self.end.app_slices(&mut slices);
+            self.heard.extend_from_slice(&slices[0]);
+            let length = slices[0].len();
+            self.end.app_wrote(length, now);
+        }
+        self.events.extend(std::iter::from_fn(|| self.end.poll_event()));
+        moved
+    }
+
+    fn take(&mut self, record: Record, payload: Bytes, now: Instant) {
+        let taken = match record {
+            Record::ConnectReply(reply) => self.end.handle_connect_reply(&reply, now),
+            Record::Data(data) => self.end.handle_data(&data, payload, now),
+            Record::Ack(ack) => self.end.handle_ack(&ack, now),
+            Record::Reset(reset) => self.end.handle_reset(&reset, now),
+            Record::Replay(replay) => self.end.handle_replay(&replay, now),
+            Record::ConnectRequest(_) => panic!("a server's end does not say this"),
+        };
+        taken.unwrap();
+    }
+}
