@@ -15,7 +15,7 @@ use armor_proto::message::{Bundle, Message};
 use armor_proto::operation::BundledOperation;
 use bytes::BytesMut;
 
-use crate::armor::ElementCell;
+use crate::cell::ElementCell;
 use crate::element::{Element, Setup};
 use crate::events::Event;
 

@@ -5,6 +5,8 @@
 //!
 //! Invariant: a panic anywhere ends the process at once. actix alone would leave a dead actor and silent sends.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -12,8 +14,9 @@ use std::time::Duration;
 
 use actix::{Actor, Addr, AsyncContext, Context, Handler, Message, System};
 
-use crate::armor::{Armor, ElementCell, Spawner};
+use crate::armor::Armor;
 use crate::capture::CaptureStore;
+use crate::cell::{ElementCell, Spawner};
 use crate::composition::{Composition, CompositionError};
 use crate::element::{ElementKind, Setup};
 
@@ -41,55 +44,50 @@ impl Handler<SetTimer> for ElementActor {
     type Result = ();
 
     fn handle(&mut self, timer: SetTimer, context: &mut Self::Context) {
-        context.run_later(timer.pause, move |actor, _| {
-            if let Some(armor) = Armor::of(&actor.cell) {
-                armor.timer(&actor.cell, timer.token);
-            }
-        });
+        context.run_later(timer.pause, move |actor, _| actor.cell.timer(timer.token));
     }
 }
 
-struct ActixSpawner {
-    actors: Rc<std::cell::RefCell<Vec<Addr<ElementActor>>>>,
+/// The actors of one thread.
+#[derive(Default)]
+struct ActixThread {
+    actors: RefCell<HashMap<usize, Addr<ElementActor>>>,
 }
 
-impl Spawner for ActixSpawner {
+impl ActixThread {
+    fn act(&self, cell: &Rc<ElementCell>) {
+        self.actors.borrow_mut().insert(cell.index(), ElementActor { cell: Rc::clone(cell) }.start());
+    }
+}
+
+impl Spawner for ActixThread {
     fn spawn(&self, task: Pin<Box<dyn Future<Output = ()>>>) {
         actix_rt::spawn(task);
     }
 
     fn timer(&self, pause: Duration, cell: Rc<ElementCell>, token: u64) {
         let actors = self.actors.borrow();
-        match actors.get(Armor::position(&cell)) {
+        match actors.get(&cell.index()) {
             Some(actor) if actor.try_send(SetTimer { pause, token }).is_ok() => {}
             // Before the actors exist (an element's start), or when the mailbox is full: the timer must not be lost.
             _ => {
                 actix_rt::spawn(async move {
                     actix_rt::time::sleep(pause).await;
-                    if let Some(armor) = Armor::of(&cell) {
-                        armor.timer(&cell, token);
-                    }
+                    cell.timer(token);
                 });
             }
         }
     }
+}
 
-    fn resend(&self, pause: Duration, armor: Rc<Armor>) {
-        actix_rt::spawn(async move {
-            actix_rt::time::sleep(pause).await;
-            armor.resend();
-        });
-    }
-
-    fn stop(&self) {
-        // What was sent while stopping (sockets, last events) gets a moment to leave.
-        actix_rt::spawn(async {
-            actix_rt::time::sleep(Duration::from_millis(20)).await;
-            if let Some(system) = System::try_current() {
-                system.stop();
-            }
-        });
-    }
+fn stop_system() {
+    // What was sent while stopping (sockets, last events) gets a moment to leave.
+    actix_rt::spawn(async {
+        actix_rt::time::sleep(Duration::from_millis(20)).await;
+        if let Some(system) = System::try_current() {
+            system.stop();
+        }
+    });
 }
 
 /// Runs an ARMOR in this thread until it is shut down (`MSG_SHUTDOWN`, SIGTERM or SIGINT).
@@ -107,11 +105,9 @@ pub fn run(composition: &Composition, kinds: &[ElementKind], setup: Setup, resto
     let system = System::new();
     let started = system.block_on(async {
         let elements = composition.build(kinds, &setup).map_err(RunError::Composition)?;
-        let actors = Rc::new(std::cell::RefCell::new(Vec::new()));
-        let armor = Armor::new(setup.clone(), elements, nonce, Box::new(ActixSpawner { actors: Rc::clone(&actors) }));
-        for cell in armor.cells() {
-            actors.borrow_mut().push(ElementActor { cell: Rc::clone(cell) }.start());
-        }
+        let thread = Rc::new(ActixThread::default());
+        let armor = Armor::new(setup.clone(), elements, nonce, thread.clone(), Box::new(stop_system));
+        armor.cells().iter().for_each(|cell| thread.act(cell));
         armor.start(captured.as_ref()).map_err(|(element, reason)| RunError::Start { armor: setup.name.clone(), element, reason })?;
         end_on_signals(&armor);
         Ok(armor)

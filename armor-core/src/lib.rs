@@ -8,6 +8,7 @@
 
 pub mod armor;
 pub mod capture;
+mod cell;
 pub mod composition;
 pub mod context;
 pub mod element;

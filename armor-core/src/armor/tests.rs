@@ -6,11 +6,18 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
 
+use armor_proto::frame::Frame;
+use armor_proto::ids::{ArmorId, MessageId};
+use armor_proto::message::{Bundle, Flags, Message};
+use armor_proto::operation::BundledOperation;
 use bytes::BytesMut;
 
+use super::dispatch::Queued;
 use super::*;
 use crate::composition::Composition;
-use crate::element::{ElementKind, Operations};
+use crate::context::Routed;
+use crate::element::{Element, ElementKind, Operations};
+use crate::operations::Route;
 
 armor_proto::operations! { TEST_OPERATIONS;
     0x7f00 MSG_NOTE => pub struct Note { text: String }
@@ -118,8 +125,6 @@ struct Idle;
 impl Spawner for Idle {
     fn spawn(&self, _: Pin<Box<dyn Future<Output = ()>>>) {}
     fn timer(&self, _: Duration, _: Rc<ElementCell>, _: u64) {}
-    fn resend(&self, _: Duration, _: Rc<Armor>) {}
-    fn stop(&self) {}
 }
 
 const ME: ArmorId = ArmorId(5);
@@ -130,12 +135,12 @@ fn armor() -> Rc<Armor> {
     let setup = Setup { armor: ME, name: "me".into(), kind: "test".into(), run_dir: "/nowhere".into() };
     let text = "[[element]]\nname = \"first\"\n[[element]]\nname = \"second\"\n";
     let elements = Composition::parse("t", text, &kinds()).unwrap().build(&kinds(), &setup).unwrap();
-    Armor::new(setup, elements, 1, Box::new(Idle))
+    Armor::new(setup, elements, 1, Rc::new(Idle), Box::new(|| ()))
 }
 
 impl Armor {
     fn deliver(&self, message: Message) {
-        self.enqueue(Queued::Message(self.stamp(message)));
+        self.send(message);
         self.drain();
     }
 
@@ -185,7 +190,7 @@ fn an_unknown_operation_drops_the_message_and_is_counted() {
     let armor = armor();
     armor.deliver(Message::new(Bundle::new(ME, Unheard {}).then(note("never"))));
     assert!(heard().is_empty());
-    assert_eq!(armor.counters.unknown_operation.get(), 1);
+    assert_eq!(armor.counters.unknown_operation.value(), 1);
 }
 
 #[test]
@@ -199,7 +204,7 @@ fn a_resent_message_is_processed_once_and_acknowledged_twice() {
     armor.deliver_frame(&message);
     assert_eq!(heard(), ["first once", "count 1", "second once"]);
     assert_eq!(routed(), [ArmorId(9), ArmorId(9)]);
-    assert_eq!(armor.counters.duplicates.get(), 1);
+    assert_eq!(armor.counters.duplicates.value(), 1);
 }
 
 #[test]
@@ -219,7 +224,7 @@ fn an_operation_with_wrong_fields_is_refused_and_counted() {
     let armor = armor();
     let garbage = BundledOperation::Encoded { kind: Note::KIND, body: bytes::Bytes::from_static(&[0xc1]) };
     armor.deliver(Message::to(ME, garbage));
-    assert_eq!(armor.counters.undecodable.get(), 1);
+    assert_eq!(armor.counters.undecodable.value(), 1);
 }
 
 #[test]

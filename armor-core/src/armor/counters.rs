@@ -1,0 +1,54 @@
+//! What an ARMOR counts, for `armor status`.
+//!
+//! Invariant: a message that was taken up for dispatch ends in exactly one of `finished`, `routed`, `unroutable`,
+//! `unknown_operation` and `undecodable`.
+
+use std::cell::Cell;
+
+/// A number that only grows.
+#[derive(Debug, Default)]
+pub(crate) struct Counter(Cell<u64>);
+
+impl Counter {
+    pub(crate) fn count(&self) {
+        self.0.set(self.0.get() + 1);
+    }
+
+    pub(crate) fn value(&self) -> u64 {
+        self.0.get()
+    }
+}
+
+/// The counters of one ARMOR.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    /// Messages taken up for dispatch.
+    pub(crate) taken: Counter,
+    /// Bundles that were processed here.
+    pub(crate) processed: Counter,
+    /// Messages whose last bundle was processed here.
+    pub(crate) finished: Counter,
+    /// Messages handed to a transport.
+    pub(crate) routed: Counter,
+    /// Messages for which no transport knew a way.
+    pub(crate) unroutable: Counter,
+    /// Messages dropped because no element hears one of their operations.
+    pub(crate) unknown_operation: Counter,
+    /// Messages dropped because they, or one of their operations, could not be decoded.
+    pub(crate) undecodable: Counter,
+    /// Messages that were processed before and are only acknowledged again.
+    pub(crate) duplicates: Counter,
+    /// Messages refused because the queue was full; they were never taken up.
+    pub(crate) overflow: Counter,
+}
+
+impl Counters {
+    pub(crate) fn status(&self) -> serde_json::Value {
+        serde_json::json!({
+            "taken": self.taken.value(), "processed": self.processed.value(), "finished": self.finished.value(),
+            "routed": self.routed.value(), "unroutable": self.unroutable.value(),
+            "unknown_operation": self.unknown_operation.value(), "undecodable": self.undecodable.value(),
+            "duplicates": self.duplicates.value(), "overflow": self.overflow.value(),
+        })
+    }
+}
