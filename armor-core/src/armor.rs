@@ -1,15 +1,18 @@
 //! One ARMOR: its elements in their places, its start, its status and its end (thesis §3.2.1).
 //!
-//! `dispatch` brings messages to the elements, `effects` carries out what they ask for, `counters` counts.
+//! `dispatch` brings messages to the elements, `effects` carries out what they ask for, `away` hears those in other threads,
+//! `visit` knows which messages are or were here, `counters` counts.
 //!
 //! Invariants: effects are carried out after the handler has returned, never inside it; no bytes from outside can panic this
 //! module; what cannot be delivered is dropped, counted and reported.
 
+mod away;
 mod counters;
 mod dispatch;
 mod effects;
 #[cfg(test)]
 mod tests;
+mod visit;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -17,8 +20,9 @@ use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use armor_proto::operation::{Operation, OperationKind};
-use armor_proto::reliable::{Outstanding, Seen};
+use armor_proto::reliable::Outstanding;
 
+use crate::arbiter::Remote;
 use crate::capture::CaptureStore;
 use crate::cell::{ElementCell, Home, Spawner};
 use crate::context::Effects;
@@ -28,12 +32,29 @@ use crate::operations::{BundleAck, Shutdown, StatusQuery};
 use counters::Counters;
 pub use dispatch::MAX_QUEUE;
 use dispatch::Queue;
+use visit::Arrivals;
+pub(crate) use visit::Visit;
+
+/// An element that is to be put into an ARMOR.
+pub(crate) enum Member {
+    /// Built in this thread.
+    Here(Box<dyn AnyElement>),
+    /// Built in a thread of its own.
+    Away(Remote),
+}
+
+/// Where an element lives.
+enum Place {
+    Here(Rc<ElementCell>),
+    Away(Remote),
+}
 
 /// One ARMOR in this process.
 pub struct Armor {
     this: Weak<Armor>,
     setup: Setup,
-    cells: Vec<Rc<ElementCell>>,
+    places: Vec<Place>,
+    has_remotes: bool,
     subscribers: HashMap<OperationKind, Vec<usize>>,
     decoders: HashMap<OperationKind, Decoder>,
     queue: Queue,
@@ -41,7 +62,7 @@ pub struct Armor {
     next_message: Cell<u64>,
     outstanding: RefCell<Outstanding>,
     resend_armed: Cell<bool>,
-    seen: RefCell<Seen>,
+    arrivals: RefCell<Arrivals>,
     counters: Counters,
     ending: Cell<bool>,
     spawner: Rc<dyn Spawner>,
@@ -50,17 +71,15 @@ pub struct Armor {
 
 impl Armor {
     /// Puts elements together; nothing runs yet. `end` ends the process's event loop.
-    pub(crate) fn new(
-        setup: Setup,
-        elements: Vec<Box<dyn AnyElement>>,
-        nonce: u32,
-        spawner: Rc<dyn Spawner>,
-        end: Box<dyn Fn()>,
-    ) -> Rc<Armor> {
+    pub(crate) fn new(setup: Setup, members: Vec<Member>, nonce: u32, spawner: Rc<dyn Spawner>, end: Box<dyn Fn()>) -> Rc<Armor> {
         let mut subscribers: HashMap<OperationKind, Vec<usize>> = HashMap::new();
         let mut decoders: HashMap<OperationKind, Decoder> = own_decoders().into();
-        for (index, element) in elements.iter().enumerate() {
-            for subscription in element.subscriptions() {
+        for (index, member) in members.iter().enumerate() {
+            let subscriptions = match member {
+                Member::Here(element) => element.subscriptions(),
+                Member::Away(remote) => remote.subscriptions().to_vec(),
+            };
+            for subscription in subscriptions {
                 subscribers.entry(subscription.kind).or_default().push(index);
                 decoders.insert(subscription.kind, subscription.decoder);
             }
@@ -68,7 +87,15 @@ impl Armor {
         Rc::new_cyclic(|armor: &Weak<Armor>| Armor {
             this: armor.clone(),
             setup,
-            cells: elements.into_iter().enumerate().map(|(index, element)| ElementCell::new(index, element, armor.clone())).collect(),
+            has_remotes: members.iter().any(|member| matches!(member, Member::Away(_))),
+            places: members
+                .into_iter()
+                .enumerate()
+                .map(|(index, member)| match member {
+                    Member::Here(element) => Place::Here(ElementCell::new(index, element, armor.clone())),
+                    Member::Away(remote) => Place::Away(remote),
+                })
+                .collect(),
             subscribers,
             decoders,
             queue: Queue::default(),
@@ -76,7 +103,7 @@ impl Armor {
             next_message: Cell::new(u64::from(nonce) << 32),
             outstanding: RefCell::default(),
             resend_armed: Cell::new(false),
-            seen: RefCell::default(),
+            arrivals: RefCell::default(),
             counters: Counters::default(),
             ending: Cell::new(false),
             spawner,
@@ -84,9 +111,19 @@ impl Armor {
         })
     }
 
-    /// The elements in composition order.
-    pub(crate) fn cells(&self) -> &[Rc<ElementCell>] {
-        &self.cells
+    /// The elements in this thread, in composition order.
+    pub(crate) fn cells(&self) -> impl Iterator<Item = &Rc<ElementCell>> {
+        self.places.iter().filter_map(|place| match place {
+            Place::Here(cell) => Some(cell),
+            Place::Away(_) => None,
+        })
+    }
+
+    fn remotes(&self) -> impl Iterator<Item = &Remote> {
+        self.places.iter().filter_map(|place| match place {
+            Place::Here(_) => None,
+            Place::Away(remote) => Some(remote),
+        })
     }
 
     /// Gives captured state back and starts every element in composition order.
@@ -94,16 +131,26 @@ impl Armor {
     /// # Errors
     /// The first element that cannot start, and why.
     pub(crate) fn start(&self, captured: Option<&CaptureStore>) -> Result<(), (&'static str, String)> {
-        for cell in &self.cells {
-            if let Some(state) = captured.and_then(|store| store.load(cell.name()))
-                && let Err(reason) = cell.element().borrow_mut().restore(&state)
-            {
-                self.report(Event::new("state-refused").with("element", cell.name()).with("reason", reason));
-            }
-            let mut effects = Effects::new();
-            let started = cell.entered(&self.setup, &mut effects, |element, context| element.start(context));
-            self.carry_out(cell, effects);
-            started.map_err(|reason| (cell.name(), reason))?;
+        for place in &self.places {
+            let state = captured.and_then(|store| store.load(place.name()));
+            let refused = |reason| self.report(Event::new("state-refused").with("element", place.name()).with("reason", reason));
+            let started = match place {
+                Place::Here(cell) => {
+                    let restored = state.map_or(Ok(()), |state| cell.element().borrow_mut().restore(&state));
+                    restored.unwrap_or_else(refused);
+                    let mut effects = Effects::new();
+                    let started = cell.entered(&self.setup, &mut effects, |element, context| element.start(context));
+                    self.carry_out(cell, effects);
+                    started
+                }
+                Place::Away(remote) => {
+                    let Ok(answer) = remote.start(state) else { self.thread_is_gone(remote) };
+                    answer.restored.unwrap_or_else(refused);
+                    self.carry_out_requests(remote, answer.requests);
+                    answer.started
+                }
+            };
+            started.map_err(|reason| (place.name(), reason))?;
         }
         self.drain();
         Ok(())
@@ -113,14 +160,21 @@ impl Armor {
     #[must_use]
     pub fn status(&self) -> serde_json::Value {
         let elements: serde_json::Map<String, serde_json::Value> = self
-            .cells
+            .places
             .iter()
-            .map(|cell| {
-                let status = cell.element().try_borrow().map_or(serde_json::Value::Null, |element| element.status());
-                (cell.name().to_owned(), serde_json::json!({ "handled": cell.handled(), "state": status }))
+            .map(|place| {
+                let status = match place {
+                    Place::Here(cell) => {
+                        let state = cell.element().try_borrow().map_or(serde_json::Value::Null, |element| element.status());
+                        serde_json::json!({ "handled": cell.handled(), "state": state })
+                    }
+                    Place::Away(remote) => remote.status(),
+                };
+                (place.name().to_owned(), status)
             })
             .collect();
         let mut counters = self.counters.status();
+        counters["parked"] = self.remotes().map(Remote::parked).sum::<usize>().into();
         counters["unacknowledged"] = self.outstanding.borrow().len().into();
         serde_json::json!({
             "armor": self.setup.armor.to_string(), "name": self.setup.name, "kind": self.setup.kind,
@@ -133,11 +187,27 @@ impl Armor {
         if self.ending.replace(true) {
             return;
         }
-        for cell in self.cells.iter().rev() {
-            if cell.element().try_borrow_mut().is_ok() {
-                let mut effects = Effects::new();
-                cell.entered(&self.setup, &mut effects, |element, context| element.stop(context));
-                self.carry_out(cell, effects);
+        self.stop_before(self.places.len());
+    }
+
+    /// Stops the elements before `end`, the last one first. At one in another thread it returns, and goes on when that has stopped.
+    fn stop_before(&self, end: usize) {
+        for (index, place) in self.places.iter().enumerate().take(end).rev() {
+            match place {
+                Place::Here(cell) => {
+                    if cell.element().try_borrow_mut().is_ok() {
+                        let mut effects = Effects::new();
+                        cell.entered(&self.setup, &mut effects, |element, context| element.stop(context));
+                        self.carry_out(cell, effects);
+                    }
+                }
+                Place::Away(remote) => {
+                    if remote.stop().is_err() {
+                        self.thread_is_gone(remote);
+                    }
+                    self.watch(index, remote);
+                    return;
+                }
             }
         }
         (self.end)();
@@ -152,6 +222,15 @@ impl Armor {
                 work(&armor);
             }
         }));
+    }
+}
+
+impl Place {
+    fn name(&self) -> &'static str {
+        match self {
+            Place::Here(cell) => cell.name(),
+            Place::Away(remote) => remote.name(),
+        }
     }
 }
 

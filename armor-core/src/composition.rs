@@ -9,7 +9,8 @@
 //! listen = "127.0.0.1:0"
 //! ```
 //!
-//! Everything beside `name` belongs to the element. Errors carry file, line and column.
+//! `arbiter = true` gives the element an Arbiter, a thread, of its own (see [`crate::arbiter`]). Everything beside `name` and
+//! `arbiter` belongs to the element. Errors carry file, line and column.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -26,6 +27,16 @@ pub struct Composition {
     text: String,
     kind: String,
     elements: Vec<String>,
+    threads: Vec<Thread>,
+}
+
+/// The thread that an element lives in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Thread {
+    /// The ARMOR's own thread, with all other elements.
+    Main,
+    /// An Arbiter of its own: `arbiter = true`.
+    Own,
 }
 
 /// A finding that is no error: `armor check` shows it.
@@ -67,10 +78,12 @@ impl Composition {
     /// # Errors
     /// The first thing that is wrong.
     pub fn parse(file: &str, text: &str, kinds: &[ElementKind]) -> Result<Composition, CompositionError> {
-        let composition = Composition { file: file.to_owned(), text: text.to_owned(), kind: String::new(), elements: Vec::new() };
+        let composition =
+            Composition { file: file.to_owned(), text: text.to_owned(), kind: String::new(), elements: Vec::new(), threads: Vec::new() };
         let (kind, parts) = composition.tables()?;
         let mut elements = Vec::with_capacity(parts.len());
-        for Part { name, span, table } in parts {
+        let mut threads = Vec::with_capacity(parts.len());
+        for Part { name, span, thread, table } in parts {
             let element = composition.known(&name, &span, kinds)?;
             (element.check)(table).map_err(|error| composition.toml_error(&error, &span))?;
             if elements.contains(&name) {
@@ -82,12 +95,19 @@ impl Composition {
                     format!("elements {name:?} and {other:?} exclude each other: each does the whole of the same task; remove one"),
                 ));
             }
+            if let (Thread::Own, at) = thread
+                && let Some(operation) = element.takes_messages()
+            {
+                return Err(composition
+                    .error(at, format!("{name} takes messages over ({operation}), which it can in the main thread only; remove arbiter")));
+            }
             elements.push(name);
+            threads.push(thread.0);
         }
         if elements.is_empty() {
             return Err(composition.error(0, "no [[element]]: an ARMOR has at least one element; see `armor elements`".to_owned()));
         }
-        Ok(Composition { kind, elements, ..composition })
+        Ok(Composition { kind, elements, threads, ..composition })
     }
 
     /// The ARMOR's kind: "ftm", "daemon", "execution", … .
@@ -100,6 +120,12 @@ impl Composition {
     #[must_use]
     pub fn elements(&self) -> &[String] {
         &self.elements
+    }
+
+    /// The threads that the elements live in, in the same order.
+    #[must_use]
+    pub fn threads(&self) -> &[Thread] {
+        &self.threads
     }
 
     /// The same composition with keys of elements set to other values, as `("daemon_tcp_mgmt", "listen", "\"0.0.0.0:7000\"")`.
@@ -148,18 +174,21 @@ impl Composition {
             .collect()
     }
 
-    pub(crate) fn build(&self, kinds: &[ElementKind], setup: &Setup) -> Result<Vec<Box<dyn AnyElement>>, CompositionError> {
-        let (_, parts) = self.tables()?;
-        parts
-            .into_iter()
-            .map(|Part { name, span, table }| {
-                let kind = self.known(&name, &span, kinds)?;
-                (kind.build)(table, setup).map_err(|error| match error {
-                    BuildError::Toml(error) => self.toml_error(&error, &span),
-                    BuildError::Refused(reason) => self.error(span.start, format!("element {name}: {reason}")),
-                })
-            })
-            .collect()
+    /// Makes the element at a place of this composition.
+    pub(crate) fn build(&self, index: usize, kinds: &[ElementKind], setup: &Setup) -> Result<Box<dyn AnyElement>, CompositionError> {
+        let (_, mut parts) = self.tables()?;
+        let Part { name, span, table, .. } = parts.swap_remove(index);
+        let kind = self.known(&name, &span, kinds)?;
+        (kind.build)(table, setup).map_err(|error| match error {
+            BuildError::Toml(error) => self.toml_error(&error, &span),
+            BuildError::Refused(reason) => self.error(span.start, format!("element {name}: {reason}")),
+        })
+    }
+
+    /// Everything that is needed to make the element at a place of this composition in another thread.
+    pub(crate) fn blueprint(&self, index: usize, kinds: &[ElementKind], setup: &Setup) -> Result<Blueprint, CompositionError> {
+        let kind = self.known(&self.elements[index], &(0..0), kinds)?.clone();
+        Ok(Blueprint { composition: self.clone(), index, kind, setup: setup.clone() })
     }
 
     fn tables(&self) -> Result<(String, Vec<Part<'_>>), CompositionError> {
@@ -200,10 +229,19 @@ impl Composition {
         let DeValue::Table(mut table) = element.into_inner() else {
             return Err(self.error(span.start, "an element is a table: [[element]]".to_owned()));
         };
-        let key = table.keys().find(|key| key.get_ref().as_ref() == "name").cloned();
-        let name = key.and_then(|key| table.remove(&key));
-        match name.map(|name| (name.span(), name.into_inner())) {
-            Some((span, DeValue::String(name))) => Ok(Part { name: name.into_owned(), span, table }),
+        let mut take = |wanted: &str| {
+            let key = table.keys().find(|key| key.get_ref().as_ref() == wanted).cloned();
+            key.and_then(|key| table.remove(&key)).map(|value| (value.span(), value.into_inner()))
+        };
+        let thread = match take("arbiter") {
+            None => (Thread::Main, span.start),
+            Some((span, DeValue::Boolean(own))) => (if own { Thread::Own } else { Thread::Main }, span.start),
+            Some((span, _)) => {
+                return Err(self.error(span.start, "arbiter is true (the element has a thread of its own) or false".to_owned()));
+            }
+        };
+        match take("name") {
+            Some((span, DeValue::String(name))) => Ok(Part { name: name.into_owned(), span, thread, table }),
             Some((span, _)) => Err(self.error(span.start, "name is a string, such as \"APP_COMM_CLIENT\"".to_owned())),
             None => Err(self.error(span.start, "this [[element]] has no name".to_owned())),
         }
@@ -242,7 +280,35 @@ impl Composition {
 struct Part<'a> {
     name: String,
     span: std::ops::Range<usize>,
+    /// The thread, and where the TOML says so.
+    thread: (Thread, usize),
     table: DeTable<'a>,
+}
+
+/// An element that is to be made in another thread.
+pub(crate) struct Blueprint {
+    composition: Composition,
+    index: usize,
+    kind: ElementKind,
+    setup: Setup,
+}
+
+impl Blueprint {
+    pub(crate) fn build(&self) -> Result<Box<dyn AnyElement>, CompositionError> {
+        self.composition.build(self.index, std::slice::from_ref(&self.kind), &self.setup)
+    }
+
+    pub(crate) fn index(&self) -> usize {
+        self.index
+    }
+
+    pub(crate) fn kind(&self) -> &ElementKind {
+        &self.kind
+    }
+
+    pub(crate) fn setup(&self) -> &Setup {
+        &self.setup
+    }
 }
 
 fn excluded<'a>(element: &ElementKind, present: &'a [String], kinds: &[ElementKind]) -> Option<&'a String> {

@@ -1,6 +1,6 @@
 //! What an element may do to the world outside its own state.
 //!
-//! Everything is an effect that the dispatcher carries out when the handler has returned, in the order in which it was asked
+//! Everything is an effect that is carried out when the handler has returned, in the order in which it was asked
 //! for; so a handler can be tested without actor, clock or socket: [`Context::detached`] gives it a context, and
 //! [`Effects`] shows what it wanted.
 
@@ -230,7 +230,8 @@ impl<E> Clone for Handle<E> {
 }
 
 impl<E: Element> Handle<E> {
-    /// Calls the element; `None` when the ARMOR has ended. Effects are carried out before this returns.
+    /// Calls the element; `None` when the ARMOR has ended. Effects are carried out before this returns; those of an element with an
+    /// Arbiter of its own are handed to the main thread, and this waits while that has no room ([`crate::arbiter::MAX_ANSWERS`]).
     pub fn call<R>(&self, work: impl FnOnce(&mut E, &mut Context<'_>) -> R) -> Option<R> {
         ElementCell::call(&self.cell, work)
     }

@@ -11,6 +11,9 @@ use crate::context::Context;
 
 /// One element. Implement it in one file, name the file after [`Element::NAME`], and list it in a composition.
 ///
+/// It need not be `Send`: it is built, entered and dropped in one thread, which is the ARMOR's main thread or an Arbiter of its own
+/// (see [`crate::arbiter`]).
+///
 /// Invariant: an element talks to others by operations alone; everything it wants done (sending, timers, tasks) goes
 /// through its [`Context`].
 pub trait Element: Sized + 'static {
@@ -18,7 +21,7 @@ pub trait Element: Sized + 'static {
     const NAME: &'static str;
     /// What it is for, a line.
     const PURPOSE: &'static str;
-    /// Its configuration keys, a TOML example that parses.
+    /// Its configuration keys, a TOML example that parses. `name` and `arbiter` are the composition's own.
     const EXAMPLE: &'static str;
     /// Elements that must not be in the same ARMOR.
     const EXCLUDES: &'static [&'static str] = &[];
@@ -245,6 +248,16 @@ impl ElementKind {
                 Ok(Box::new(Erased { element, operations, by_kind }))
             },
         }
+    }
+}
+
+impl ElementKind {
+    /// The operation with which such an element takes messages over, if it does. Its handler is called while the message is
+    /// handed on, so it has to be in the ARMOR's main thread.
+    #[must_use]
+    pub fn takes_messages(&self) -> Option<&'static str> {
+        let taking = self.subscribes.iter().find(|subscription| subscription.kind == crate::operations::Route::KIND);
+        taking.map(|subscription| subscription.name)
     }
 }
 

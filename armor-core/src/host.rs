@@ -1,7 +1,7 @@
-//! The one module that knows actix: a System per ARMOR, an actor per element.
+//! The one module that knows actix: a System per ARMOR, an actor per element, an Arbiter for each element that has one of its own.
 //!
 //! An element's actor owns its timers and its life; operations reach the element by a direct call from the dispatcher in the
-//! same thread (see ARCHITECTURE.md, "why not through the mailbox").
+//! same thread (see ARCHITECTURE.md, "Why direct dispatch"), or over the crossing of [`crate::arbiter`].
 //!
 //! Invariant: a panic anywhere ends the process at once. actix alone would leave a dead actor and silent sends.
 
@@ -10,14 +10,18 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
-use actix::{Actor, Addr, AsyncContext, Context, Handler, Message, System};
+use actix::{Actor, Addr, Arbiter, AsyncContext, Context, Handler, Message, System};
 
-use crate::armor::Armor;
+use crate::arbiter::crossing::{Exit, crossing};
+use crate::arbiter::resident::Departure;
+use crate::arbiter::{Answer, MAX_ANSWERS, Remote};
+use crate::armor::{Armor, Member};
 use crate::capture::CaptureStore;
 use crate::cell::{ElementCell, Spawner};
-use crate::composition::{Composition, CompositionError};
+use crate::composition::{Composition, CompositionError, Thread};
 use crate::element::{ElementKind, Setup};
 
 /// The actor of one element.
@@ -80,6 +84,42 @@ impl Spawner for ActixThread {
     }
 }
 
+/// The Arbiters of elements that have one of their own. Dropped, it ends them and waits for their threads.
+#[derive(Default)]
+struct Arbiters(Vec<Arbiter>);
+
+impl Arbiters {
+    /// Brings an element to an Arbiter of its own, and waits until it is built.
+    fn open(&mut self, departure: Departure) -> Result<(), RunError> {
+        let arbiter = Arbiter::try_new().map_err(RunError::Arbiter)?;
+        let (built, is_built) = crossbeam_channel::bounded(1);
+        arbiter.spawn_fn(move || {
+            let thread = Rc::new(ActixThread::default());
+            let arrived = departure.arrive(thread.clone()).map(|(cell, life)| {
+                thread.act(&cell);
+                actix_rt::spawn(life);
+            });
+            // There is room for one, and the main thread waits for it.
+            let _ = built.send(arrived);
+        });
+        self.0.push(arbiter);
+        let gone = || RunError::Arbiter(std::io::Error::other("it ended while an element was being built in it"));
+        is_built.recv().map_err(|_| gone())?.map_err(RunError::Composition)
+    }
+}
+
+impl Drop for Arbiters {
+    fn drop(&mut self) {
+        for arbiter in &self.0 {
+            arbiter.stop();
+        }
+        for arbiter in self.0.drain(..) {
+            // A thread that panicked has said so.
+            let _ = arbiter.join();
+        }
+    }
+}
+
 fn stop_system() {
     // What was sent while stopping (sockets, last events) gets a moment to leave.
     actix_rt::spawn(async {
@@ -102,12 +142,17 @@ pub fn run(composition: &Composition, kinds: &[ElementKind], setup: Setup, resto
     let captured = restore.then(|| CaptureStore::open(&setup.run_dir.join("state"))).transpose().map_err(directory)?;
     let nonce = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| (since.as_nanos() >> 10) as u32);
 
+    // Dropped after the System, whose end frees those that wait for it.
+    let mut arbiters = Arbiters::default();
     let system = System::new();
     let started = system.block_on(async {
-        let elements = composition.build(kinds, &setup).map_err(RunError::Composition)?;
         let thread = Rc::new(ActixThread::default());
-        let armor = Armor::new(setup.clone(), elements, nonce, thread.clone(), Box::new(stop_system));
-        armor.cells().iter().for_each(|cell| thread.act(cell));
+        let (members, answers) = members(composition, kinds, &setup, &mut arbiters)?;
+        let armor = Armor::new(setup.clone(), members, nonce, thread.clone(), Box::new(stop_system));
+        armor.cells().for_each(|cell| thread.act(cell));
+        if let Some(answers) = answers {
+            armor.hear(answers);
+        }
         armor.start(captured.as_ref()).map_err(|(element, reason)| RunError::Start { armor: setup.name.clone(), element, reason })?;
         end_on_signals(&armor);
         Ok(armor)
@@ -116,6 +161,30 @@ pub fn run(composition: &Composition, kinds: &[ElementKind], setup: Setup, resto
     let ended = system.run().map_err(RunError::System);
     drop(started);
     ended
+}
+
+/// Builds the elements in composition order, each in its thread. Gives them, and where those in other threads are heard.
+fn members(
+    composition: &Composition,
+    kinds: &[ElementKind],
+    setup: &Setup,
+    arbiters: &mut Arbiters,
+) -> Result<(Vec<Member>, Option<Exit<Answer>>), RunError> {
+    let (entrance, exit) = composition.threads().contains(&Thread::Own).then(|| crossing(MAX_ANSWERS)).unzip();
+    let statuses = Arc::default();
+    let mut members = Vec::with_capacity(composition.threads().len());
+    for (index, thread) in composition.threads().iter().enumerate() {
+        members.push(match (thread, &entrance) {
+            (Thread::Own, Some(answers)) => {
+                let blueprint = composition.blueprint(index, kinds, setup).map_err(RunError::Composition)?;
+                let (remote, departure) = Remote::new(blueprint, answers.clone(), Arc::clone(&statuses));
+                arbiters.open(departure)?;
+                Member::Away(remote)
+            }
+            _ => Member::Here(composition.build(index, kinds, setup).map_err(RunError::Composition)?),
+        });
+    }
+    Ok((members, exit))
 }
 
 fn end_on_signals(armor: &Rc<Armor>) {
@@ -166,6 +235,9 @@ pub enum RunError {
         /// Why.
         reason: String,
     },
+    /// A thread for an element.
+    #[error("no Arbiter for an element: {0}")]
+    Arbiter(std::io::Error),
     /// actix.
     #[error("the event loop ended: {0}")]
     System(std::io::Error),

@@ -6,6 +6,7 @@
 //!
 //! Invariant: an element never calls another element, and shares nothing with it but operations.
 
+pub mod arbiter;
 pub mod armor;
 pub mod capture;
 mod cell;

@@ -103,9 +103,12 @@ fn elements_are_described() {
     assert_eq!(
         String::from_utf8(one.stdout).unwrap(),
         "heartbeat_responder: answers heartbeats, so that the daemon or the FTM knows that this ARMOR lives\n\n\
-         Subscribes to: MSG_HEARTBEAT\nEmits:         MSG_HEARTBEAT_REPLY\n\n\
+         Subscribes to: MSG_HEARTBEAT\nEmits:         MSG_HEARTBEAT_REPLY\n\
+         Thread:        the main one, or with arbiter = true its own\n\n\
          Example:\n\n    [[element]]\n    name = \"heartbeat_responder\"\n"
     );
+    let gateway = String::from_utf8(armor(directory.path(), &["elements", "daemon_gateway"]).stdout).unwrap();
+    assert!(gateway.contains("\nThread:        the main one, for it takes messages over (MSG_ROUTE)\n"), "{gateway}");
     let unknown = armor(directory.path(), &["elements", "nothing"]);
     assert_eq!(said(&unknown), "armor: unknown element \"nothing\"; `armor elements` lists all of them\n");
 }

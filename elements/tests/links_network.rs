@@ -55,9 +55,30 @@ fn an_acknowledged_message_reaches_a_daemon_that_the_sender_has_never_heard_of()
 
 #[test]
 fn a_node_that_fails_and_comes_back_is_told_in_the_event_log() {
+    a_node_fails_and_comes_back(FTM, |daemon| daemon);
+}
+
+#[test]
+fn the_same_when_every_element_that_may_has_an_arbiter_of_its_own() {
+    a_node_fails_and_comes_back(&in_own_arbiters(FTM), |daemon| in_own_arbiters(&daemon));
+}
+
+/// The composition with `arbiter = true` for each element that takes no messages.
+fn in_own_arbiters(composition: &str) -> String {
+    let mut text = composition.to_owned();
+    for kind in armor_elements::all().iter().filter(|kind| kind.takes_messages().is_none()) {
+        let name = format!("name = \"{}\"\n", kind.name);
+        text = text.replace(&name, &format!("{name}arbiter = true\n"));
+    }
+    assert!(text.matches("arbiter = true").count() >= 2, "{text}");
+    text
+}
+
+fn a_node_fails_and_comes_back(ftm: &str, daemon_with: impl Fn(String) -> String) {
     let base = tempfile::tempdir().expect("directory");
-    let ftm = Node::start("ftm", base.path(), FTM, armor_elements::all());
-    let composition = daemon(&ftm.tcp_address(), "");
+    let ftm = Node::start("ftm", base.path(), ftm, armor_elements::all());
+    let more = "[[element]]\nname = \"app_oversight\"\n[[element]]\nname = \"APP_COMM_SERVER\"\n[[element]]\nname = \"APP_COMM_CLIENT\"\n";
+    let composition = daemon_with(daemon(&ftm.tcp_address(), more));
     let mut client = ftm.client();
     let mut told = Vec::new();
     let mut next = 0;

@@ -1,7 +1,7 @@
 //! What an ARMOR counts, for `armor status`.
 //!
 //! Invariant: a message that was taken up for dispatch ends in exactly one of `finished`, `routed`, `unroutable`,
-//! `unknown_operation` and `undecodable`.
+//! `unknown_operation`, `undecodable`, `repeated` and `congested`, or is parked at an element with an Arbiter of its own.
 
 use std::cell::Cell;
 
@@ -38,6 +38,10 @@ pub(crate) struct Counters {
     pub(crate) undecodable: Counter,
     /// Messages that were processed before and are only acknowledged again.
     pub(crate) duplicates: Counter,
+    /// Messages dropped because an earlier copy of them is still being processed.
+    pub(crate) repeated: Counter,
+    /// Messages dropped because too much waits for an element with an Arbiter of its own.
+    pub(crate) congested: Counter,
     /// Messages refused because the queue was full; they were never taken up.
     pub(crate) overflow: Counter,
 }
@@ -48,7 +52,8 @@ impl Counters {
             "taken": self.taken.value(), "processed": self.processed.value(), "finished": self.finished.value(),
             "routed": self.routed.value(), "unroutable": self.unroutable.value(),
             "unknown_operation": self.unknown_operation.value(), "undecodable": self.undecodable.value(),
-            "duplicates": self.duplicates.value(), "overflow": self.overflow.value(),
+            "duplicates": self.duplicates.value(), "repeated": self.repeated.value(),
+            "congested": self.congested.value(), "overflow": self.overflow.value(),
         })
     }
 }

@@ -1,7 +1,8 @@
 //! Dispatch of messages to elements (thesis §3.2.1).
 //!
 //! A bundle's operations are delivered in order, each to its subscribers in composition order, by a direct call in this thread
-//! (a mailbox crossing costs more than the handler, see ARCHITECTURE.md). When a bundle is done the message travels to the next one's destination.
+//! (a mailbox crossing costs more than the handler, see ARCHITECTURE.md). When a bundle is done the message travels to the next one's
+//! destination. At an element with an Arbiter of its own the message is parked until that has handled its operation (see [`crate::arbiter`]).
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -10,7 +11,9 @@ use armor_proto::frame::Frame;
 use armor_proto::message::{Flags, Message};
 use armor_proto::operation::{AnyOperation, BundledOperation, Operation};
 
-use super::Armor;
+use super::visit::{Arrival, Visit, key};
+use super::{Armor, Place};
+use crate::arbiter::{Parked, Remote};
 use crate::context::Routed;
 use crate::events::Event;
 use crate::operations::{BundleAck, Route, Shutdown, StatusQuery, StatusReport};
@@ -52,7 +55,7 @@ impl Armor {
             let Some(next) = next else { break };
             self.counters.taken.count();
             match next {
-                Queued::Message(message) => self.process(message),
+                Queued::Message(message) => self.begin(Visit::of(message)),
                 Queued::Frame(frame) => self.receive(frame),
             }
         }
@@ -65,17 +68,9 @@ impl Armor {
             return;
         }
         match frame.decode() {
-            Ok(mut message) => {
-                if message.flags.contains(Flags::EXPECT_ACK)
-                    && message.source != self.setup.armor
-                    && !self.seen.borrow_mut().is_new(message.source, message.id)
-                {
-                    // Processed before; only the acknowledgement was lost.
-                    self.counters.duplicates.count();
-                    message.pop();
-                }
-                self.process(message);
-            }
+            // What this ARMOR began itself has come home: its first bundle was processed elsewhere.
+            Ok(message) if message.source == self.setup.armor => self.proceed(Visit::of_frame(message, &frame), None),
+            Ok(message) => self.begin(Visit::of_frame(message, &frame)),
             Err(error) => {
                 self.counters.undecodable.count();
                 self.report(Event::new("frame-refused").with("source", frame.source).with("reason", error));
@@ -83,39 +78,119 @@ impl Armor {
         }
     }
 
-    /// Processes bundles that are for this ARMOR, and lets the message travel on.
-    fn process(&self, mut message: Message) {
-        loop {
-            let Some(destination) = message.destination() else {
-                self.counters.finished.count();
-                return;
-            };
-            if destination != self.setup.armor {
-                self.route(Routed::Message(message));
+    /// Begins to process a message, unless it was or is being processed already.
+    fn begin(&self, mut visit: Visit) {
+        if visit.message.flags.contains(Flags::EXPECT_ACK) && visit.message.destination() == Some(self.setup.armor) {
+            // It is taken as a whole or not at all: what is noted as arrived is not processed when it is sent again.
+            if let Some(remote) = self.without_room(&visit) {
+                self.refuse(remote);
                 return;
             }
-            let Some(operation) = message.top_mut().and_then(|bundle| bundle.operations.pop_front()) else {
-                message.pop();
-                self.counters.processed.count();
-                continue;
-            };
-            let operation = match self.decode(operation) {
-                Ok(operation) => operation,
-                Err(why) => {
-                    self.report(why.with("source", message.source));
+            match self.arrivals.borrow_mut().arrived(&visit.message) {
+                Arrival::New => {}
+                Arrival::Unfinished => {
+                    self.counters.repeated.count();
                     return;
                 }
-            };
-            self.own(&*operation, &message);
-            if let Some(subscribers) = self.subscribers.get(&operation.kind()) {
-                for &index in subscribers {
-                    let cell = &self.cells[index];
-                    let mut effects = self.spare.take();
-                    cell.handle(&*operation, &self.setup, Some(&mut message), None, &mut effects);
-                    self.carry_out(cell, effects);
+                Arrival::Done => {
+                    self.counters.duplicates.count();
+                    visit.message.pop();
                 }
             }
         }
+        self.proceed(visit, None);
+    }
+
+    /// Processes bundles that are for this ARMOR, and lets the message travel on. `resumed` is an operation, and the position
+    /// among its subscribers from which it is still to be delivered.
+    pub(super) fn proceed(&self, mut visit: Visit, mut resumed: Option<(Box<dyn AnyOperation>, usize)>) {
+        let unfinished = visit.unfinished.then(|| key(&visit.message));
+        loop {
+            let (operation, from) = match resumed.take() {
+                Some(resumed) => resumed,
+                None => {
+                    let Some(destination) = visit.message.destination() else {
+                        self.counters.finished.count();
+                        break;
+                    };
+                    if destination != self.setup.armor {
+                        self.route(Routed::Message(visit.message));
+                        break;
+                    }
+                    let Some(operation) = visit.message.top_mut().and_then(|bundle| bundle.operations.pop_front()) else {
+                        visit.message.pop();
+                        self.counters.processed.count();
+                        continue;
+                    };
+                    match self.decode(operation) {
+                        Ok(operation) => {
+                            self.own(&*operation, &visit.message);
+                            (operation, 0)
+                        }
+                        Err(why) => {
+                            self.report(why.with("source", visit.message.source));
+                            break;
+                        }
+                    }
+                }
+            };
+            let subscribers = self.subscribers.get(&operation.kind()).map_or(&[][..], Vec::as_slice);
+            for (position, &index) in subscribers.iter().enumerate().skip(from) {
+                match &self.places[index] {
+                    Place::Here(cell) => {
+                        let mut effects = self.spare.take();
+                        cell.handle(&*operation, &self.setup, Some(&mut visit.message), None, &mut effects);
+                        self.carry_out(cell, effects);
+                    }
+                    Place::Away(remote) => {
+                        self.park(remote, index, visit, operation, position + 1);
+                        return;
+                    }
+                }
+            }
+        }
+        if let Some(key) = unfinished {
+            self.arrivals.borrow_mut().left(key);
+        }
+    }
+
+    /// Sends a message to an element in another thread; the dispatcher goes on when it has come back.
+    fn park(&self, remote: &Remote, index: usize, mut visit: Visit, operation: Box<dyn AnyOperation>, next: usize) {
+        let bytes = visit.bytes();
+        if !remote.has_room(bytes) {
+            if visit.unfinished {
+                self.arrivals.borrow_mut().left(key(&visit.message));
+            }
+            self.refuse(remote);
+            return;
+        }
+        self.arrivals.borrow_mut().lasts(&mut visit);
+        if remote.handle(Parked { visit, operation, next, bytes }).is_err() {
+            self.thread_is_gone(remote);
+        }
+        self.watch(index, remote);
+    }
+
+    fn refuse(&self, remote: &Remote) {
+        self.counters.congested.count();
+        if let Some(event) = remote.refused() {
+            self.report(event);
+        }
+    }
+
+    /// An element in another thread that hears an operation of the message's next bundle and has no room for it.
+    fn without_room(&self, visit: &Visit) -> Option<&Remote> {
+        if !self.has_remotes {
+            return None;
+        }
+        let operations = &visit.message.top()?.operations;
+        let hearing = operations.iter().filter_map(|operation| self.subscribers.get(&operation.kind())).flatten();
+        hearing
+            .filter_map(|&index| match &self.places[index] {
+                Place::Here(_) => None,
+                Place::Away(remote) => Some(remote),
+            })
+            .find(|remote| !remote.has_room(visit.bytes()))
     }
 
     fn decode(&self, operation: BundledOperation) -> Result<Box<dyn AnyOperation>, Event> {
@@ -157,7 +232,8 @@ impl Armor {
         let source = routed.source();
         let mut routed = Some(routed);
         for &index in self.subscribers.get(&Route::KIND).map_or(&[][..], Vec::as_slice) {
-            let cell = &self.cells[index];
+            // A composition gives no Arbiter to an element that takes messages.
+            let Place::Here(cell) = &self.places[index] else { continue };
             let mut effects = self.spare.take();
             cell.handle(&Route {}, &self.setup, None, Some(&mut routed), &mut effects);
             self.carry_out(cell, effects);

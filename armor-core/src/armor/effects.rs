@@ -110,9 +110,15 @@ impl Armor {
             return;
         }
         // An element that is being handled right now reports after its handler has returned, so this borrow is free.
-        let Ok(element) = cell.element().try_borrow() else { return };
-        if let Some(state) = element.capture() {
-            self.send(Message::to(self.setup.armor, StateCaptured { element: cell.name().to_owned(), state }));
+        let state = cell.element().try_borrow().ok().and_then(|element| element.capture());
+        if let Some(state) = state {
+            self.captured(cell.name(), state);
+        }
+    }
+
+    pub(super) fn captured(&self, element: &str, state: Vec<u8>) {
+        if self.subscribers.contains_key(&StateCaptured::KIND) {
+            self.send(Message::to(self.setup.armor, StateCaptured { element: element.to_owned(), state }));
         }
     }
 }

@@ -14,7 +14,7 @@ use bytes::BytesMut;
 
 use super::dispatch::Queued;
 use super::*;
-use crate::composition::Composition;
+use crate::composition::{Composition, Thread};
 use crate::context::Routed;
 use crate::element::{Element, ElementKind, Operations};
 use crate::operations::Route;
@@ -134,8 +134,9 @@ fn armor() -> Rc<Armor> {
     ROUTED.take();
     let setup = Setup { armor: ME, name: "me".into(), kind: "test".into(), run_dir: "/nowhere".into() };
     let text = "[[element]]\nname = \"first\"\n[[element]]\nname = \"second\"\n";
-    let elements = Composition::parse("t", text, &kinds()).unwrap().build(&kinds(), &setup).unwrap();
-    Armor::new(setup, elements, 1, Rc::new(Idle), Box::new(|| ()))
+    let composition = Composition::parse("t", text, &kinds()).unwrap();
+    let members = (0..2).map(|index| Member::Here(composition.build(index, &kinds(), &setup).unwrap())).collect();
+    Armor::new(setup, members, 1, Rc::new(Idle), Box::new(|| ()))
 }
 
 impl Armor {
@@ -252,6 +253,11 @@ fn compositions_are_refused_with_file_line_and_column() {
     assert!(ill_typed.starts_with("c.toml:3:15: invalid type: string \"x\""), "{ill_typed}");
     let excluded = refusal("[[element]]\nname = \"second\"\n[[element]]\nname = \"third\"\ninterval_ms = 1\n");
     assert!(excluded.starts_with("c.toml:4:8: elements \"third\" and \"second\" exclude each other"), "{excluded}");
+    let ill_typed = refusal("[[element]]\nname = \"first\"\narbiter = 1\n");
+    assert_eq!(ill_typed, "c.toml:3:11: arbiter is true (the element has a thread of its own) or false");
+    let takes_messages = refusal("[[element]]\nname = \"second\"\narbiter = true\n");
+    let expected = "c.toml:3:11: second takes messages over (MSG_ROUTE), which it can in the main thread only; remove arbiter";
+    assert_eq!(takes_messages, expected);
     assert!(refusal("[[element]]\nname = \"first\"\n[[element]]\nname = \"first\"\n").contains("listed twice"));
     assert!(refusal("[armor]\nkind = \"x\"\n").contains("no [[element]]"));
     assert!(refusal("[other]\n").contains("unknown table \"other\""));
@@ -262,6 +268,15 @@ fn an_operation_that_nobody_hears_is_a_warning() {
     let composition = Composition::parse("c", "[[element]]\nname = \"second\"\n", &kinds()).unwrap();
     let warnings = Composition::unheard(&[&composition], &kinds());
     assert_eq!(warnings, [crate::composition::Warning("second emits MSG_UNHEARD and no element hears it".to_owned())]);
+}
+
+#[test]
+fn the_composition_says_which_elements_have_a_thread_of_their_own() {
+    let text = "[[element]]\narbiter = true\nname = \"first\"\n[[element]]\nname = \"third\"\ninterval_ms = 1\narbiter = false\n";
+    let composition = Composition::parse("c", text, &kinds()).unwrap();
+    assert_eq!(composition.threads(), [Thread::Own, Thread::Main]);
+    let set = composition.with_settings(&[("third".into(), "arbiter".into(), "true".into())], &kinds()).unwrap();
+    assert_eq!(set.threads(), [Thread::Own, Thread::Own]);
 }
 
 #[test]

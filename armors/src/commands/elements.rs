@@ -45,6 +45,10 @@ fn describe(kind: &ElementKind) -> anyhow::Result<String> {
     };
     let mut text =
         format!("{}: {}\n\nSubscribes to: {}\nEmits:         {}\n", kind.name, kind.purpose, names(&kind.subscribes), names(&kind.emits));
+    match kind.takes_messages() {
+        Some(operation) => writeln!(text, "Thread:        the main one, for it takes messages over ({operation})")?,
+        None => writeln!(text, "Thread:        the main one, or with arbiter = true its own")?,
+    }
     if !kind.excludes.is_empty() {
         writeln!(text, "Not beside:    {}", kind.excludes.join(", "))?;
     }

@@ -1,0 +1,84 @@
+//! A message while it is in this ARMOR, and which acknowledged messages were here before.
+//!
+//! Duplicates are dropped here and not by an element: whether a message is new has to be known before the first of its
+//! operations is delivered to anybody, and elements are given operations, not messages.
+
+use std::collections::HashSet;
+
+use armor_proto::frame::Frame;
+use armor_proto::ids::{ArmorId, MessageId};
+use armor_proto::message::{Flags, Message};
+use armor_proto::reliable::Seen;
+
+/// A message while it is in this ARMOR.
+pub(crate) struct Visit {
+    pub(crate) message: Message,
+    /// Size of the frame in which it came; 0 when it was made here.
+    pub(super) frame_bytes: usize,
+    /// Whether [`Arrivals`] knows that it is not done yet.
+    pub(super) unfinished: bool,
+}
+
+impl Visit {
+    /// Of a message that was made here.
+    pub(crate) fn of(message: Message) -> Visit {
+        Visit { message, frame_bytes: 0, unfinished: false }
+    }
+
+    /// Of a message that came in a frame.
+    pub(super) fn of_frame(message: Message, frame: &Frame) -> Visit {
+        Visit { message, frame_bytes: frame.bytes().len(), unfinished: false }
+    }
+
+    /// Bytes that it holds on to while it is parked.
+    pub(super) fn bytes(&self) -> usize {
+        self.frame_bytes.max(self.message.payload.len())
+    }
+}
+
+/// What is known of an acknowledged message that arrives.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Arrival {
+    /// It was not here before.
+    New,
+    /// It is still being processed: it will be acknowledged when that is done.
+    Unfinished,
+    /// It was processed; only the acknowledgement was lost.
+    Done,
+}
+
+/// Acknowledged messages that have arrived.
+#[derive(Debug, Default)]
+pub(super) struct Arrivals {
+    seen: Seen,
+    /// Those that are parked: an element in another thread works on them. At most as many as may be parked.
+    unfinished: HashSet<(ArmorId, MessageId)>,
+}
+
+impl Arrivals {
+    pub(super) fn arrived(&mut self, message: &Message) -> Arrival {
+        if self.unfinished.contains(&key(message)) {
+            Arrival::Unfinished
+        } else if self.seen.is_new(message.source, message.id) {
+            Arrival::New
+        } else {
+            Arrival::Done
+        }
+    }
+
+    /// The visit lasts longer than the call that began it.
+    pub(super) fn lasts(&mut self, visit: &mut Visit) {
+        if visit.message.flags.contains(Flags::EXPECT_ACK) && !visit.unfinished {
+            visit.unfinished = self.unfinished.insert(key(&visit.message));
+        }
+    }
+
+    /// Such a visit is over.
+    pub(super) fn left(&mut self, key: (ArmorId, MessageId)) {
+        self.unfinished.remove(&key);
+    }
+}
+
+pub(super) fn key(message: &Message) -> (ArmorId, MessageId) {
+    (message.source, message.id)
+}
