@@ -17,10 +17,8 @@ mod visit;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::{Rc, Weak};
-use std::time::Duration;
 
 use armor_proto::operation::{Operation, OperationKind};
-use armor_proto::reliable::Outstanding;
 
 use crate::arbiter::Remote;
 use crate::capture::CaptureStore;
@@ -28,7 +26,7 @@ use crate::cell::{ElementCell, Home, Spawner};
 use crate::context::Effects;
 use crate::element::{AnyElement, Decoder, Setup};
 use crate::events::Event;
-use crate::operations::{BundleAck, Shutdown, StatusQuery};
+use crate::operations::{Shutdown, StatusQuery};
 use counters::Counters;
 pub use dispatch::MAX_QUEUE;
 use dispatch::Queue;
@@ -60,8 +58,6 @@ pub struct Armor {
     queue: Queue,
     spare: Cell<Effects>,
     next_message: Cell<u64>,
-    outstanding: RefCell<Outstanding>,
-    resend_armed: Cell<bool>,
     arrivals: RefCell<Arrivals>,
     counters: Counters,
     ending: Cell<bool>,
@@ -101,8 +97,6 @@ impl Armor {
             queue: Queue::default(),
             spare: Cell::default(),
             next_message: Cell::new(u64::from(nonce) << 32),
-            outstanding: RefCell::default(),
-            resend_armed: Cell::new(false),
             arrivals: RefCell::default(),
             counters: Counters::default(),
             ending: Cell::new(false),
@@ -175,7 +169,6 @@ impl Armor {
             .collect();
         let mut counters = self.counters.status();
         counters["parked"] = self.remotes().map(Remote::parked).sum::<usize>().into();
-        counters["unacknowledged"] = self.outstanding.borrow().len().into();
         serde_json::json!({
             "armor": self.setup.armor.to_string(), "name": self.setup.name, "kind": self.setup.kind,
             "pid": std::process::id(), "run_dir": self.setup.run_dir, "counters": counters, "elements": elements,
@@ -212,17 +205,6 @@ impl Armor {
         }
         (self.end)();
     }
-
-    /// Calls back after a pause.
-    fn later(&self, pause: Duration, work: fn(&Armor)) {
-        let armor = self.this.clone();
-        self.spawner.spawn(Box::pin(async move {
-            tokio::time::sleep(pause).await;
-            if let Some(armor) = armor.upgrade() {
-                work(&armor);
-            }
-        }));
-    }
 }
 
 impl Place {
@@ -253,11 +235,11 @@ impl Home for Armor {
 }
 
 /// Operations that the ARMOR itself answers, whatever its elements are.
-fn own_decoders() -> [(OperationKind, Decoder); 3] {
+fn own_decoders() -> [(OperationKind, Decoder); 2] {
     fn decoder<O: Operation>() -> (OperationKind, Decoder) {
         (O::KIND, |bytes| Ok(Box::new(armor_proto::operation::decode::<O>(bytes)?)))
     }
-    [decoder::<BundleAck>(), decoder::<StatusQuery>(), decoder::<Shutdown>()]
+    [decoder::<StatusQuery>(), decoder::<Shutdown>()]
 }
 
 /// Fail-stop (thesis §3.3): the process ends at once, without unwinding; recovery is by restart from captured state.

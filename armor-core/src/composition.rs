@@ -15,10 +15,12 @@
 use std::collections::HashSet;
 use std::path::Path;
 
+use armor_proto::operation::Operation as _;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use crate::element::{AnyElement, BuildError, ElementKind, Setup};
+use crate::element::{AnyElement, BuildError, ElementKind, Setup, Subscription};
+use crate::operations::SendReliable;
 
 /// A composition as read from TOML; its elements are known to exist and their keys to be right.
 #[derive(Debug, Clone)]
@@ -83,6 +85,7 @@ impl Composition {
         let (kind, parts) = composition.tables()?;
         let mut elements = Vec::with_capacity(parts.len());
         let mut threads = Vec::with_capacity(parts.len());
+        let mut spans = Vec::with_capacity(parts.len());
         for Part { name, span, thread, table } in parts {
             let element = composition.known(&name, &span, kinds)?;
             (element.check)(table).map_err(|error| composition.toml_error(&error, &span))?;
@@ -103,7 +106,9 @@ impl Composition {
             }
             elements.push(name);
             threads.push(thread.0);
+            spans.push(span);
         }
+        composition.reliable(&elements, &spans, kinds)?;
         if elements.is_empty() {
             return Err(composition.error(0, "no [[element]]: an ARMOR has at least one element; see `armor elements`".to_owned()));
         }
@@ -259,6 +264,22 @@ impl Composition {
             .map(|(_, nearest)| format!(" Did you mean {nearest:?}?"))
             .unwrap_or_default();
         Err(self.error(span.start, format!("unknown element {name:?}.{nearest} `armor elements` lists all of them")))
+    }
+
+    /// Acknowledged messages are kept by an element of the same ARMOR, or by none.
+    fn reliable(&self, names: &[String], spans: &[std::ops::Range<usize>], kinds: &[ElementKind]) -> Result<(), CompositionError> {
+        let has = |list: &[Subscription]| list.iter().any(|subscription| subscription.kind == SendReliable::KIND);
+        let kind_of = |name: &String| kinds.iter().find(|kind| kind.name == name);
+        if names.iter().filter_map(kind_of).any(|kind| has(&kind.subscribes)) {
+            return Ok(());
+        }
+        let needs = names.iter().zip(spans).find(|(name, _)| kind_of(name).is_some_and(|kind| has(&kind.emits)));
+        let Some((name, span)) = needs else { return Ok(()) };
+        let add = kinds.iter().find(|kind| has(&kind.subscribes)).map_or("…", |kind| kind.name);
+        Err(self.error(
+            span.start,
+            format!("{name} sends acknowledged messages, and no element here keeps them; add [[element]] name = {add:?}"),
+        ))
     }
 
     fn toml_error(&self, error: &toml::de::Error, fallback: &std::ops::Range<usize>) -> CompositionError {

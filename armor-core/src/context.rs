@@ -19,7 +19,7 @@ use crate::cell::ElementCell;
 use crate::element::{Element, Setup};
 use crate::events::Event;
 
-/// A message on its way to another ARMOR, as a transport element gets it.
+/// A message that is offered to an element to be taken over: on its way to another ARMOR, or to be sent reliably.
 #[derive(Debug)]
 pub enum Routed {
     /// Made or changed in this ARMOR.
@@ -100,6 +100,12 @@ impl<'a> Context<'a> {
         Context { setup, message, routed: None, effects, cell: Weak::new() }
     }
 
+    /// The same for `MSG_ROUTE` and `MSG_SEND_RELIABLE`, with a message that can be taken.
+    #[must_use]
+    pub fn detached_with(setup: &'a Setup, routed: &'a mut Option<Routed>, effects: &'a mut Effects) -> Context<'a> {
+        Context { setup, message: None, routed: Some(routed), effects, cell: Weak::new() }
+    }
+
     /// This ARMOR's identity, name, kind and run directory.
     #[must_use]
     pub fn setup(&self) -> &Setup {
@@ -148,13 +154,13 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// Takes the message that wants to leave this ARMOR; for transport elements, in `MSG_ROUTE`. Look first with
-    /// [`Context::routed_to`]: what is taken is the element's to deliver.
+    /// Takes over the message that is offered: the one that wants to leave this ARMOR, for transport elements, in `MSG_ROUTE`; the one that is to
+    /// be sent reliably, in `MSG_SEND_RELIABLE`. Look first with [`Context::routed_to`]: what is taken is the element's to deliver.
     pub fn take_routed(&mut self) -> Option<Routed> {
         self.routed.as_mut().and_then(|routed| routed.take())
     }
 
-    /// Where the message that wants to leave goes.
+    /// Where the message that is offered goes.
     #[must_use]
     pub fn routed_to(&self) -> Option<ArmorId> {
         self.routed.as_ref().and_then(|routed| routed.as_ref()).map(Routed::destination)
@@ -170,7 +176,8 @@ impl<'a> Context<'a> {
         self.send(Message::to(destination, operation));
     }
 
-    /// Sends a message until it is acknowledged (thesis §5.5); the receiver processes it once.
+    /// Sends a message until it is acknowledged (thesis §5.5); the receiver processes it once. The element that hears
+    /// `MSG_SEND_RELIABLE` does it. Say `operations.emits::<SendReliable>()`, so that a composition without one is refused.
     pub fn send_reliable(&mut self, message: Message) {
         self.effects.push(Effect::SendReliable(message));
     }

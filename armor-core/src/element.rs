@@ -8,6 +8,7 @@ use serde::Deserialize as _;
 use serde::de::DeserializeOwned;
 
 use crate::context::Context;
+use crate::operations::{Route, SendReliable};
 
 /// One element. Implement it in one file, name the file after [`Element::NAME`], and list it in a composition.
 ///
@@ -256,8 +257,8 @@ impl ElementKind {
     /// handed on, so it has to be in the ARMOR's main thread.
     #[must_use]
     pub fn takes_messages(&self) -> Option<&'static str> {
-        let taking = self.subscribes.iter().find(|subscription| subscription.kind == crate::operations::Route::KIND);
-        taking.map(|subscription| subscription.name)
+        let offers = [Route::KIND, SendReliable::KIND];
+        self.subscribes.iter().find(|subscription| offers.contains(&subscription.kind)).map(|subscription| subscription.name)
     }
 }
 

@@ -33,6 +33,10 @@ armor_proto::operations! { CORE_OPERATIONS;
         #[serde(with = "serde_bytes")]
         state: Vec<u8>,
     }
+    /// A message is to be sent until it is acknowledged (thesis §5.5). Delivered inside one ARMOR only, when an element has called
+    /// [`Context::send_reliable`](crate::context::Context::send_reliable); the element that does so takes the message with
+    /// [`Context::take_routed`](crate::context::Context::take_routed).
+    0x0008 MSG_SEND_RELIABLE => pub struct SendReliable {}
 }
 
 #[cfg(test)]

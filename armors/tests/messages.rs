@@ -50,6 +50,36 @@ fn an_unknown_key_of_an_element_is_named_with_file_line_column() {
 }
 
 #[test]
+fn an_element_that_sends_acknowledged_messages_is_refused_without_one_that_keeps_them() {
+    let directory = tempfile::tempdir().unwrap();
+    let text = "[[element]]\nname = \"heartbeat_responder\"\n\n[[element]]\nname = \"daemon_gateway\"\n";
+    let path = file(&directory, "own.toml", text);
+    let output = armor(directory.path(), &["check", path.to_str().unwrap()]);
+    let expected = format!(
+        "{}:5:8: daemon_gateway sends acknowledged messages, and no element here keeps them; add [[element]] name = \"reliable_messaging\"\n",
+        path.display()
+    );
+    assert_eq!((output.status.code(), said(&output)), (Some(1), expected));
+    let path = file(&directory, "own.toml", &format!("{text}\n[[element]]\nname = \"reliable_messaging\"\n"));
+    assert!(armor(directory.path(), &["check", path.to_str().unwrap()]).status.success());
+}
+
+#[test]
+fn an_element_in_a_thread_of_its_own_is_checked_with_line_and_column() {
+    let directory = tempfile::tempdir().unwrap();
+    let check = |text: &str| {
+        let path = file(&directory, "own.toml", text);
+        said(&armor(directory.path(), &["check", path.to_str().unwrap()])).replace(&format!("{}:", path.display()), "")
+    };
+    assert_eq!(check("[[element]]\nname = \"heartbeat_responder\"\narbiter = true\n"), "");
+    let ill_typed = check("[[element]]\nname = \"heartbeat_responder\"\narbiter = \"yes\"\n");
+    assert_eq!(ill_typed, "3:11: arbiter is true (the element has a thread of its own) or false\n");
+    let refused = check("[[element]]\nname = \"armor_gateway\"\ndaemon = \"/x\"\narbiter = true\n");
+    let expected = "4:11: armor_gateway takes messages over (MSG_ROUTE), which it can in the main thread only; remove arbiter\n";
+    assert_eq!(refused, expected);
+}
+
+#[test]
 fn a_service_file_is_checked_with_line_and_column() {
     let directory = tempfile::tempdir().unwrap();
     let path = file(&directory, "web.toml", "name = \"web\"\ncommand = [\"true\"]\npolicy = \"sometimes\"\n");

@@ -4,7 +4,7 @@
 //! server in its recovery phase by the address that it binds again (thesis §4.5.1).
 //! Subscribes: `MSG_APP_REGISTER_SERVER`, `MSG_APP_UNREGISTER_SERVER`, `MSG_APP_LOOKUP_SERVER_INFO`, `MSG_APP_SERVER_SUBSCRIBE`,
 //! `MSG_APP_SERVER_TABLE_ACK`, `MSG_APP_CLIENT_CONNECTED`, `MSG_DAEMON_REGISTER`.
-//! Emits: `MSG_APP_SERVER_REGISTERED`, `MSG_APP_SERVER_INFO`, `MSG_APP_SERVER_TABLE`.
+//! Emits: `MSG_APP_SERVER_REGISTERED` (acknowledged), `MSG_APP_SERVER_INFO`, `MSG_APP_SERVER_TABLE`.
 //! Configuration: `max_servers`, `max_clients_per_server`, `table_wait_ms` (how long a bind waits for daemons to learn of it).
 //!
 //! Invariant: a bind that succeeds is known to every daemon that answers in time, so a client that is started after it finds the server.
@@ -16,6 +16,7 @@ use std::time::Duration;
 use armor_core::context::Context;
 use armor_core::element::{Element, Operations, Setup};
 use armor_core::events::Event;
+use armor_core::operations::SendReliable;
 use armor_proto::hookup::Endpoint;
 use armor_proto::ids::{ArmorId, ConnectionId, Incarnation};
 use armor_proto::message::Message;
@@ -92,7 +93,8 @@ impl Element for AppServerDb {
             .on(Self::daemon)
             .emits::<AppServerRegistered>()
             .emits::<AppServerInfo>()
-            .emits::<AppServerTable>();
+            .emits::<AppServerTable>()
+            .emits::<SendReliable>();
     }
 
     fn timer(&mut self, version: u64, context: &mut Context<'_>) {

@@ -4,7 +4,7 @@
 //! Purpose: listens on `<run_dir>/armor.sock`; the first frame of a link is `MSG_ARMOR_ATTACH`, to this ARMOR or, when the
 //! speaker does not know it, to -1: the answer is then `MSG_DAEMON_HELLO`. Belongs before `daemon_tcp_mgmt` in a composition.
 //! Subscribes: `MSG_ROUTE`, `MSG_ARMOR_ATTACH`, `MSG_DAEMON_REGISTERED`.
-//! Emits: `MSG_ARMOR_ATTACH` (to this ARMOR's other elements), `MSG_ARMOR_INSTALLED`.
+//! Emits: `MSG_ARMOR_ATTACH` (to this ARMOR's other elements), `MSG_ARMOR_INSTALLED` (acknowledged).
 //! Configuration: none.
 //!
 //! Invariant: only processes of this user or of root may attach.
@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use armor_core::context::Context;
 use armor_core::element::{Element, Operations, Setup};
 use armor_core::events::Event;
-use armor_core::operations::Route;
+use armor_core::operations::{Route, SendReliable};
 use armor_proto::frame::{Encoded, Frame};
 use armor_proto::ids::ArmorId;
 use armor_proto::message::Message;
@@ -88,7 +88,7 @@ impl Element for DaemonGateway {
     }
 
     fn operations(operations: &mut Operations<Self>) {
-        operations.on(Self::route).on(Self::attach).on(Self::registered).emits::<ArmorAttach>().emits::<ArmorInstalled>();
+        operations.on(Self::route).on(Self::attach).on(Self::registered).emits::<ArmorAttach>().emits::<ArmorInstalled>().emits::<SendReliable>();
     }
 
     fn start(&mut self, context: &mut Context<'_>) -> Result<(), String> {

@@ -3,7 +3,7 @@
 //! Purpose: keeps the table daemon-id → address, filled on demand from the FTM; keeps links open once they are established;
 //! routes messages to remote daemons; accepts links. The first frame of a link, both ways, is `MSG_DAEMON_HELLO`.
 //! Subscribes: `MSG_ROUTE`, `MSG_ARMOR_LOCATION`, `MSG_DAEMON_REGISTERED`, `MSG_ARMOR_ATTACH`, `MSG_NODE_FAILED`.
-//! Emits: `MSG_DAEMON_REGISTER`, `MSG_LOCATE_ARMOR`.
+//! Emits: `MSG_DAEMON_REGISTER` (acknowledged), `MSG_LOCATE_ARMOR`.
 //! Configuration: `listen`, `ftm` (absent in the FTM's own composition), `advertise`; see [`Config`].
 //!
 //! Invariants: a destination that is not reachable now has its messages kept within the bounds of [`Waiting`], then
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use armor_core::context::{Context, Routed};
 use armor_core::element::{Element, Operations, Setup};
 use armor_core::events::Event;
-use armor_core::operations::Route;
+use armor_core::operations::{Route, SendReliable};
 use armor_proto::frame::{Encoded, Frame};
 use armor_proto::ids::ArmorId;
 use armor_proto::message::Message;
@@ -140,7 +140,8 @@ impl Element for DaemonTcpMgmt {
             .on(Self::attached)
             .on(Self::node_failed)
             .emits::<DaemonRegister>()
-            .emits::<LocateArmor>();
+            .emits::<LocateArmor>()
+            .emits::<SendReliable>();
     }
 
     fn start(&mut self, context: &mut Context<'_>) -> Result<(), String> {

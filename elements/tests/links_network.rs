@@ -162,6 +162,27 @@ impl TestNumbers {
 }
 
 #[test]
+fn a_message_is_sent_again_until_its_acknowledgement_comes_home() {
+    let base = tempfile::tempdir().expect("directory");
+    let ftm = Node::start("ftm", base.path(), FTM, armor_elements::all());
+    let kinds = armor_elements::all().into_iter().chain([ElementKind::of::<TestNumbers>()]).collect();
+    let one = Node::start("one", base.path(), &daemon(&ftm.tcp_address(), "[[element]]\nname = \"test_numbers\"\n"), kinds);
+    let mut client = one.client();
+    client.send(one.armor, TestBegin { count: 1, first: 10_000, destination: client.armor });
+    let receive = |client: &mut Client| client.receive_message::<TestNumber>(WITHIN).expect("the message");
+    let (first, mut again) = (receive(&mut client), receive(&mut client));
+    assert!(first.flags.contains(Flags::EXPECT_ACK));
+    assert_eq!((first.id, first.source), (again.id, one.armor));
+    let state = |status: &serde_json::Value, key: &str| status["elements"]["reliable_messaging"]["state"][key].as_u64().expect("a number");
+    assert!(state(&client.status(one.armor), "sent_again") >= 1);
+    assert!(state(&client.status(one.armor), "unacknowledged") >= 1);
+    again.pop();
+    client.send_home(again);
+    eventually("all is acknowledged", || (state(&client.status(one.armor), "unacknowledged") == 0).then_some(()));
+    assert!(state(&client.status(one.armor), "acknowledged") >= 1);
+}
+
+#[test]
 fn every_reliable_message_arrives_once_although_the_link_is_cut_again_and_again() {
     const COUNT: u32 = 300;
     let base = tempfile::tempdir().expect("directory");
@@ -172,7 +193,8 @@ fn every_reliable_message_arrives_once_although_the_link_is_cut_again_and_again(
     let wires = [Wire::new(), Wire::new()];
     let composition = |wire: &Wire| daemon(&ftm.tcp_address(), &format!("advertise = \"{}\"\n{numbers}", wire.address));
     let one = Node::start("one", base.path(), &composition(&wires[0]), kinds());
-    let two = Node::start("two", base.path(), &composition(&wires[1]), kinds());
+    // One of the two numbers in a thread of its own.
+    let two = Node::start("two", base.path(), &format!("{}arbiter = true\n", composition(&wires[1])), kinds());
     wires[0].leads_to(&one.tcp_address());
     wires[1].leads_to(&two.tcp_address());
     let mut client = one.client();

@@ -16,7 +16,7 @@ use super::{Armor, Place};
 use crate::arbiter::{Parked, Remote};
 use crate::context::Routed;
 use crate::events::Event;
-use crate::operations::{BundleAck, Route, Shutdown, StatusQuery, StatusReport};
+use crate::operations::{Route, Shutdown, StatusQuery, StatusReport};
 
 /// Most messages that may wait for dispatch in one ARMOR; one more is dropped, counted and reported.
 pub const MAX_QUEUE: usize = 65_536;
@@ -217,9 +217,7 @@ impl Armor {
 
     /// What the ARMOR itself answers, whatever its elements are.
     fn own(&self, operation: &dyn AnyOperation, message: &Message) {
-        if let Some(ack) = operation.as_any().downcast_ref::<BundleAck>() {
-            self.outstanding.borrow_mut().acknowledged(ack.message);
-        } else if operation.as_any().is::<StatusQuery>() {
+        if operation.as_any().is::<StatusQuery>() {
             let report = StatusReport { armor: self.setup.armor, json: self.status().to_string() };
             self.send(Message::to(message.source, report));
         } else if operation.as_any().is::<Shutdown>() {
@@ -228,21 +226,28 @@ impl Armor {
     }
 
     fn route(&self, routed: Routed) {
-        let destination = routed.destination();
-        let source = routed.source();
-        let mut routed = Some(routed);
-        for &index in self.subscribers.get(&Route::KIND).map_or(&[][..], Vec::as_slice) {
+        let (destination, source) = (routed.destination(), routed.source());
+        if self.offer(&Route {}, routed) {
+            self.counters.routed.count();
+        } else {
+            self.counters.unroutable.count();
+            tracing::debug!(%destination, %source, "no way to the destination of a message");
+        }
+    }
+
+    /// Offers a message to those that hear the operation, until one takes it; false when none does.
+    pub(super) fn offer<O: Operation>(&self, operation: &O, offered: Routed) -> bool {
+        let mut offered = Some(offered);
+        for &index in self.subscribers.get(&O::KIND).map_or(&[][..], Vec::as_slice) {
             // A composition gives no Arbiter to an element that takes messages.
             let Place::Here(cell) = &self.places[index] else { continue };
             let mut effects = self.spare.take();
-            cell.handle(&Route {}, &self.setup, None, Some(&mut routed), &mut effects);
+            cell.handle(operation, &self.setup, None, Some(&mut offered), &mut effects);
             self.carry_out(cell, effects);
-            if routed.is_none() {
-                self.counters.routed.count();
-                return;
+            if offered.is_none() {
+                return true;
             }
         }
-        self.counters.unroutable.count();
-        tracing::debug!(%destination, %source, "no way to the destination of a message");
+        false
     }
 }

@@ -1,19 +1,17 @@
 //! Carries out what elements ask for, when their handlers have returned.
 
 use std::rc::Rc;
-use std::time::Instant;
 
 use armor_proto::ids::{ArmorId, MessageId};
-use armor_proto::message::{Bundle, Flags, Message};
+use armor_proto::message::Message;
 use armor_proto::operation::Operation;
-use armor_proto::reliable::Due;
 
 use super::dispatch::Queued;
 use super::{Armor, fail_stop};
 use crate::cell::ElementCell;
-use crate::context::{Effect, Effects};
+use crate::context::{Effect, Effects, Routed};
 use crate::events::Event;
-use crate::operations::{BundleAck, EventReport, StateCaptured};
+use crate::operations::{EventReport, SendReliable, StateCaptured};
 
 impl Armor {
     pub(super) fn carry_out(&self, cell: &Rc<ElementCell>, mut effects: Effects) {
@@ -51,45 +49,14 @@ impl Armor {
         message
     }
 
-    /// Thesis §5.5: a self-addressed acknowledgement bundle, a copy kept, a timer.
+    /// Hands a message to the element that sends until there is an acknowledgement.
     pub(super) fn send_reliable(&self, message: Message) {
-        let mut message = self.stamp(message);
-        message.flags = Flags(message.flags.0 | Flags::EXPECT_ACK.0);
-        let id = message.id;
-        let message = message.followed_by(Bundle::new(self.setup.armor, BundleAck { message: id }));
-        if self.outstanding.borrow_mut().sent(message.clone(), Instant::now()).is_err() {
-            self.counters.overflow.count();
-            self.report(Event::new("message-refused").with("reason", "too many messages wait for acknowledgement"));
-            return;
+        let message = self.stamp(message);
+        let destination = message.destination().unwrap_or(ArmorId::NONE);
+        if !self.offer(&SendReliable {}, Routed::Message(message)) {
+            let reason = "no element of this ARMOR hears MSG_SEND_RELIABLE; add reliable_messaging to its composition";
+            self.report(Event::new("message-refused").with("destination", destination).with("reason", reason));
         }
-        self.enqueue(Queued::Message(message));
-        self.arm_resend();
-    }
-
-    fn arm_resend(&self) {
-        if self.resend_armed.get() {
-            return;
-        }
-        if let Some(due) = self.outstanding.borrow().next_due() {
-            self.resend_armed.set(true);
-            self.later(due.saturating_duration_since(Instant::now()), Armor::resend);
-        }
-    }
-
-    /// Sends what was not acknowledged in time again.
-    fn resend(&self) {
-        self.resend_armed.set(false);
-        let due = self.outstanding.borrow_mut().due(Instant::now());
-        for due in due {
-            match due {
-                Due::Resend(message) => self.enqueue(Queued::Message(message)),
-                Due::GivenUp(message) => {
-                    self.report(Event::new("message-given-up").with("destination", message.destination().unwrap_or(ArmorId::NONE)))
-                }
-            }
-        }
-        self.arm_resend();
-        self.drain();
     }
 
     /// Sends an event to the FTM's event log and writes it to this ARMOR's own log.

@@ -17,12 +17,13 @@ use super::*;
 use crate::composition::{Composition, Thread};
 use crate::context::Routed;
 use crate::element::{Element, ElementKind, Operations};
-use crate::operations::Route;
+use crate::operations::{BundleAck, Route, SendReliable};
 
 armor_proto::operations! { TEST_OPERATIONS;
     0x7f00 MSG_NOTE => pub struct Note { text: String }
     0x7f01 MSG_NEST => pub struct Nest {}
     0x7f02 MSG_UNHEARD => pub struct Unheard {}
+    0x7f03 MSG_BOTH => pub struct Both {}
 }
 
 thread_local! {
@@ -67,6 +68,10 @@ impl Element for First {
         operations.on(|_, _: &Nest, context| {
             context.push_operation(note("pushed"));
             context.push_bundle(Bundle::new(ArmorId(77), note("elsewhere")));
+        });
+        operations.on(|_, _: &Both, context| {
+            context.send_reliable(Message::to(ArmorId(9), note("reliable")));
+            context.send(Message::to(ArmorId(9), note("after it")));
         });
     }
 }
@@ -116,8 +121,55 @@ impl Element for Third {
     fn operations(_: &mut Operations<Self>) {}
 }
 
+/// Takes messages that are to be sent reliably, and sends them once.
+struct Keeper;
+
+impl Element for Keeper {
+    const NAME: &'static str = "keeper";
+    const PURPOSE: &'static str = "keeps messages";
+    const EXAMPLE: &'static str = "";
+    type Config = NoConfig;
+
+    fn new(_: NoConfig, _: &Setup) -> Result<Self, String> {
+        Ok(Keeper)
+    }
+
+    fn operations(operations: &mut Operations<Self>) {
+        operations.on(|_, _: &SendReliable, context| {
+            assert_eq!(context.routed_to(), Some(ArmorId(9)));
+            let Some(Routed::Message(message)) = context.take_routed() else { panic!("a message is offered") };
+            assert_ne!(message.id, MessageId(0));
+            context.send(message);
+        });
+    }
+}
+
+/// Says that it sends reliably.
+struct Needy;
+
+impl Element for Needy {
+    const NAME: &'static str = "needy";
+    const PURPOSE: &'static str = "sends reliably";
+    const EXAMPLE: &'static str = "";
+    type Config = NoConfig;
+
+    fn new(_: NoConfig, _: &Setup) -> Result<Self, String> {
+        Ok(Needy)
+    }
+
+    fn operations(operations: &mut Operations<Self>) {
+        operations.emits::<SendReliable>();
+    }
+}
+
 fn kinds() -> Vec<ElementKind> {
-    vec![ElementKind::of::<First>(), ElementKind::of::<Second>(), ElementKind::of::<Third>()]
+    vec![
+        ElementKind::of::<First>(),
+        ElementKind::of::<Second>(),
+        ElementKind::of::<Third>(),
+        ElementKind::of::<Keeper>(),
+        ElementKind::of::<Needy>(),
+    ]
 }
 
 struct Idle;
@@ -130,12 +182,16 @@ impl Spawner for Idle {
 const ME: ArmorId = ArmorId(5);
 
 fn armor() -> Rc<Armor> {
+    armor_of("[[element]]\nname = \"first\"\n[[element]]\nname = \"second\"\n")
+}
+
+fn armor_of(text: &str) -> Rc<Armor> {
     heard();
     ROUTED.take();
     let setup = Setup { armor: ME, name: "me".into(), kind: "test".into(), run_dir: "/nowhere".into() };
-    let text = "[[element]]\nname = \"first\"\n[[element]]\nname = \"second\"\n";
     let composition = Composition::parse("t", text, &kinds()).unwrap();
-    let members = (0..2).map(|index| Member::Here(composition.build(index, &kinds(), &setup).unwrap())).collect();
+    let members =
+        (0..composition.elements().len()).map(|index| Member::Here(composition.build(index, &kinds(), &setup).unwrap())).collect();
     Armor::new(setup, members, 1, Rc::new(Idle), Box::new(|| ()))
 }
 
@@ -209,15 +265,36 @@ fn a_resent_message_is_processed_once_and_acknowledged_twice() {
 }
 
 #[test]
-fn an_acknowledged_message_waits_until_its_bundle_comes_home() {
-    let armor = armor();
-    armor.send_reliable(Message::to(ArmorId(9), note("x")));
-    armor.drain();
-    assert_eq!(armor.outstanding.borrow().len(), 1);
-    let Some(Routed::Message(mut away)) = ROUTED.take().pop() else { panic!("a message has left") };
-    away.pop();
-    armor.deliver_frame(&away);
-    assert!(armor.outstanding.borrow().is_empty());
+fn a_message_to_be_sent_reliably_is_offered_in_the_order_of_effects_and_refused_when_nobody_takes_it() {
+    let both = "[[element]]\nname = \"first\"\n[[element]]\nname = \"second\"\n";
+    let armor = armor_of(&format!("{both}[[element]]\nname = \"keeper\"\n"));
+    armor.deliver(Message::to(ME, Both {}));
+    let text = |routed: &Routed| match routed {
+        Routed::Message(message) => {
+            armor_proto::message::downcast::<Note>(&message.top().unwrap().operations[0]).map(|note| (note.text.clone(), message.source))
+        }
+        Routed::Frame(_) => None,
+    };
+    let left: Vec<_> = ROUTED.take().iter().filter_map(text).collect();
+    assert_eq!(left, [("reliable".to_owned(), ME), ("after it".to_owned(), ME)]);
+
+    let armor = armor_of(both);
+    armor.deliver(Message::to(ME, Both {}));
+    let routed = ROUTED.take();
+    let told = routed.iter().filter(|routed| routed.destination() == ArmorId::FTM).count();
+    let left: Vec<_> = routed.iter().filter_map(text).map(|(text, _)| text).collect();
+    assert_eq!((told, left), (1, vec!["after it".to_owned()]));
+}
+
+#[test]
+fn an_element_that_sends_reliably_needs_one_that_keeps_its_messages() {
+    let without = refusal("[[element]]\nname = \"first\"\n[[element]]\nname = \"needy\"\n");
+    let expected = "c.toml:4:8: needy sends acknowledged messages, and no element here keeps them; add [[element]] name = \"keeper\"";
+    assert_eq!(without, expected);
+    let keeper = "[[element]]\nname = \"keeper\"\n";
+    assert!(Composition::parse("c", &format!("[[element]]\nname = \"needy\"\n{keeper}"), &kinds()).is_ok());
+    let own = refusal(&format!("{keeper}arbiter = true\n"));
+    assert!(own.starts_with("c.toml:3:11: keeper takes messages over (MSG_SEND_RELIABLE)"), "{own}");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::time::Duration;
 use armor_core::context::Context;
 use armor_core::element::{Element, ElementKind, Operations, Setup};
 use armor_core::events::Event;
-use armor_core::operations::StateCaptured;
+use armor_core::operations::{SendReliable, StateCaptured};
 use armor_proto::frame::Frame;
 use armor_proto::message::{Bundle, Message};
 
@@ -183,6 +183,11 @@ impl Element for GammaElement {
     fn operations(operations: &mut Operations<Self>) {
         operations.on(|gamma, operation: &Note, context| write_note("gamma", &gamma.0, operation, context));
         operations.on(|gamma, operation: &Gamma, _| gamma.0.write(format!("gamma {}", operation.text)));
+        operations.on(|gamma, _: &SendReliable, context| {
+            if let Some(message) = context.take_routed() {
+                gamma.0.write(format!("gamma keeps a message for {}", message.destination()));
+            }
+        });
         operations.on(|gamma, captured: &StateCaptured, _| {
             gamma.0.write(format!("gamma sees the state of {}: {:?}", captured.element, captured.state));
         });

@@ -19,14 +19,14 @@ use bytes::BytesMut;
 
 pub const WITHIN: Duration = Duration::from_secs(20);
 
-pub const FTM: &str = "[armor]\nkind = \"ftm\"\n[[element]]\nname = \"daemon_gateway\"\n[[element]]\nname = \"daemon_tcp_mgmt\"\nlisten = \"127.0.0.1:0\"\n\
+pub const FTM: &str = "[armor]\nkind = \"ftm\"\n[[element]]\nname = \"reliable_messaging\"\n[[element]]\nname = \"daemon_gateway\"\n[[element]]\nname = \"daemon_tcp_mgmt\"\nlisten = \"127.0.0.1:0\"\n\
     [[element]]\nname = \"daemon_registry\"\n[[element]]\nname = \"ftm_heartbeat\"\n[[element]]\nname = \"event_log\"\n\
     [[element]]\nname = \"heartbeat_responder\"\n[[element]]\nname = \"state_capture\"\n";
 
 /// A daemon's composition; `more` are TOML lines that follow those of `daemon_tcp_mgmt`.
 pub fn daemon(ftm: &str, more: &str) -> String {
     format!(
-        "[armor]\nkind = \"daemon\"\n[[element]]\nname = \"heartbeat_responder\"\n[[element]]\nname = \"daemon_gateway\"\n\
+        "[armor]\nkind = \"daemon\"\n[[element]]\nname = \"reliable_messaging\"\n[[element]]\nname = \"heartbeat_responder\"\n[[element]]\nname = \"daemon_gateway\"\n\
          [[element]]\nname = \"daemon_tcp_mgmt\"\nlisten = \"127.0.0.1:0\"\nftm = \"{ftm}\"\n{more}"
     )
 }
@@ -101,6 +101,11 @@ impl Client {
         if message.id == MessageId(0) {
             message.id = MessageId(1);
         }
+        self.send_home(message);
+    }
+
+    /// Sends a message on that came from somebody else.
+    pub fn send_home(&mut self, message: Message) {
         let encoded = armor_proto::frame::encode(&message, &mut BytesMut::new()).expect("encodes");
         self.socket.write_all(&encoded.head).expect("writes");
         self.socket.write_all(&encoded.payload).expect("writes");
@@ -108,13 +113,19 @@ impl Client {
 
     /// The next operation of type `O`, if it comes in time; others are passed over.
     pub fn receive<O: Operation>(&mut self, within: Duration) -> Option<O> {
+        let message = self.receive_message::<O>(within)?;
+        let BundledOperation::Encoded { body, .. } = &message.top().expect("bundle").operations[0] else { panic!("it came in a frame") };
+        Some(armor_proto::operation::decode(body).expect("operation"))
+    }
+
+    /// The next message whose first operation is an `O`.
+    pub fn receive_message<O: Operation>(&mut self, within: Duration) -> Option<Message> {
         let until = Instant::now() + within;
         loop {
             while let Some(frame) = Frame::take(&mut self.buffer).expect("frames") {
-                if let BundledOperation::Encoded { kind, body } = &frame.decode().expect("message").top().expect("bundle").operations[0]
-                    && *kind == O::KIND
-                {
-                    return Some(armor_proto::operation::decode(body).expect("operation"));
+                let message = frame.decode().expect("message");
+                if message.top().expect("bundle").operations[0].kind() == O::KIND {
+                    return Some(message);
                 }
             }
             let left = until.saturating_duration_since(Instant::now());

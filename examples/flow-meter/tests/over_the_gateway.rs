@@ -29,6 +29,9 @@ name = "heartbeat_responder"
 name = "state_capture"
 
 [[element]]
+name = "reliable_messaging"
+
+[[element]]
 name = "daemon_gateway"
 
 [[element]]
