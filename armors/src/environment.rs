@@ -201,6 +201,8 @@ impl ArmorDirectory {
         for _ in 0..20 {
             let mut file = File::open(self.pid_file()).ok()?;
             if rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared).is_ok() {
+                // Closing would not be enough while a program that another thread is just starting holds a copy.
+                let _ = rustix::fs::flock(&file, FlockOperation::Unlock);
                 return None;
             }
             let mut text = String::new();

@@ -13,7 +13,10 @@ fn program(place: &Path, with_audio: bool) -> PathBuf {
     let armor = Path::new(env!("CARGO_BIN_EXE_armor"));
     let link = |from: &Path| {
         let to = place.join(from.file_name().unwrap());
-        std::fs::hard_link(from, &to).or_else(|_| std::fs::copy(from, &to).map(|_| ())).unwrap();
+        // On another file system a copy, made by another process: what this one has open for writing, a program that another test is
+        // just starting would hold open too, and then it cannot be executed.
+        let linked = std::fs::hard_link(from, &to).is_ok() || Command::new("cp").arg(from).arg(&to).status().unwrap().success();
+        assert!(linked, "{}", to.display());
         to
     };
     if with_audio {

@@ -334,10 +334,15 @@ mod tests {
         let _inside = runtime.enter();
         let directory = std::env::temp_dir().join(format!("armor-gateway-{}", std::process::id()));
         std::fs::create_dir_all(&directory).expect("works");
-        drop(std::os::unix::net::UnixListener::bind(directory.join("armor.sock")));
+        let socket = directory.join("armor.sock");
+        drop(std::os::unix::net::UnixListener::bind(&socket));
+        // A program that another test is just starting holds a copy of it until it runs.
+        while std::os::unix::net::UnixStream::connect(&socket).is_ok() {
+            std::thread::yield_now();
+        }
         let first = listen(&directory);
         assert!(first.is_ok(), "{first:?}");
-        let mode = std::fs::metadata(directory.join("armor.sock")).map(|data| data.permissions().mode() & 0o777);
+        let mode = std::fs::metadata(&socket).map(|data| data.permissions().mode() & 0o777);
         assert_eq!(mode.ok(), Some(0o600));
         let second = listen(&directory);
         assert!(second.is_err_and(|reason| reason.contains("another ARMOR runs in this directory")));

@@ -3,8 +3,9 @@
 
 mod network;
 
-use std::os::unix::fs::PermissionsExt as _;
+use std::io::Write as _;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use armor_core::composition::Composition;
@@ -40,8 +41,11 @@ fn program(directory: &Path) -> String {
     let path = directory.join("armor");
     let own = std::env::current_exe().expect("own program");
     let script = format!("#!/bin/sh\n{ARGUMENTS}=\"$*\" exec {} --exact installed_armor --nocapture\n", own.display());
-    std::fs::write(&path, script).expect("script");
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("mode");
+    // Written by another process: a program that another test is just starting would hold a copy of our descriptor, and what is open
+    // for writing cannot be executed.
+    let mut install = Command::new("install").args(["-m", "755", "/dev/stdin"]).arg(&path).stdin(Stdio::piped()).spawn().expect("install");
+    install.stdin.take().expect("stdin").write_all(script.as_bytes()).expect("script");
+    assert!(install.wait().expect("install").success());
     path.display().to_string()
 }
 
@@ -115,9 +119,9 @@ fn armors_outlive_a_crash_of_their_daemon_and_are_overseen_by_its_next_life() {
     let daemon = ArmorId::of_name("one");
     let run_dir = base.path().join("one");
     let start = |restore: &[&str]| {
-        let mut command = std::process::Command::new(base.path().join("armor"));
+        let mut command = Command::new(base.path().join("armor"));
         command.arg("start").arg(&composition).args(["--name", "one", "--daemon", "none", "--run-dir"]).arg(&run_dir).args(restore);
-        command.stdout(std::process::Stdio::null()).spawn().expect("daemon")
+        command.stdout(Stdio::null()).spawn().expect("daemon")
     };
     let mut process = start(&[]);
     let mut client = ftm.client();

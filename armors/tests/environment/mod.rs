@@ -3,9 +3,10 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::io::{BufRead, BufReader};
-use std::net::TcpListener;
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -43,6 +44,8 @@ impl Environment {
     pub fn armor(&self, subcommand: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_armor"));
         command.args(subcommand).arg("--run-dir").arg(self.path().join("run")).stdin(Stdio::null());
+        // What the user has set for his own connections is not meant for a test's.
+        command.env("no_proxy", "*").env_remove("ARMOR_RUN_DIR").env_remove("ARMOR_SHIM");
         command
     }
 
@@ -156,9 +159,17 @@ pub fn text(output: &Output) -> String {
     format!("{}\n{}{}", output.status, String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-/// A port that was free a moment ago.
+/// A port that nobody listens on. It lies below those that the kernel gives away by itself, so that it stays free until it is bound.
+/// Found by connecting: a probe that binds would be held for a moment by a program that another test is just starting.
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    static TRIED: AtomicU32 = AtomicU32::new(0);
+    loop {
+        let tried = std::process::id().wrapping_mul(97).wrapping_add(TRIED.fetch_add(1, Ordering::Relaxed));
+        let port = 10_000 + (tried % 20_000) as u16;
+        if TcpStream::connect(("127.0.0.1", port)).is_err() {
+            return port;
+        }
+    }
 }
 
 fn find(value: &Value, wanted: &dyn Fn(&Value) -> bool) -> Option<Value> {

@@ -289,9 +289,10 @@ fn a_server_that_stands_still_is_given_up() {
 #[test]
 fn no_server_is_a_report_and_its_own_exit_status() {
     let folder = tempfile::tempdir().unwrap();
+    // The port of a socket that does not listen: nobody else can take it, and nobody answers there.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    drop(listener);
+    let taken = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let address = taken.local_addr().unwrap().to_string();
     let output = client_command(&address, folder.path(), "client", &[]).output().unwrap();
     assert_eq!(output.status.code(), Some(3));
     assert_eq!(report(folder.path(), "client")["outcome"], "connect_failed");

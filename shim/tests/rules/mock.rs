@@ -4,11 +4,11 @@
 use std::collections::{HashMap, VecDeque};
 use std::io::{Read, Write};
 use std::mem::MaybeUninit;
-use std::net::{Shutdown, SocketAddr, TcpListener};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -54,6 +54,8 @@ struct Shared {
 struct State {
     listeners: HashMap<u64, Listener>,
     connections: HashMap<u64, Connection>,
+    /// How connections ended whose both streams have, so that they need no descriptors any more.
+    ended: HashMap<u64, i32>,
     requests: Vec<Request>,
     behaviours: VecDeque<Behaviour>,
     verdict: Option<ConnectState>,
@@ -71,6 +73,8 @@ struct Connection {
     client_holder: OwnedFd,
     server_holder: OwnedFd,
     ended: i32,
+    /// Directions that still carry bytes.
+    open: u8,
 }
 
 impl MockArmor {
@@ -79,6 +83,7 @@ impl MockArmor {
     }
 
     pub(crate) fn start_in(directory: tempfile::TempDir) -> Self {
+        raise_descriptor_limit();
         let shared = Arc::<Shared>::default();
         let mut armor = Self { directory, shared, sockets: Vec::new() };
         armor.open_sockets();
@@ -264,17 +269,19 @@ impl Shared {
             Request::Connect { addr, nonblocking, bound, .. } => self.connect(*addr, *nonblocking, *bound, fd),
             Request::HowEnded { name } => {
                 let state = self.state();
-                let errno = state.connections.get(&name.id).map_or(libc::ECONNRESET, |connection| connection.ended);
+                let living = state.connections.get(&name.id).map(|connection| connection.ended);
+                let errno = living.or_else(|| state.ended.get(&name.id).copied()).unwrap_or(libc::ECONNRESET);
                 Answer::Reply(Reply::Ended { errno }, None)
             }
             Request::SetOption { name, level, option, value } => {
                 let state = self.state();
-                let errno = options::set(state.holder(name), *level, *option, value);
+                let errno = state.holder(name).map_or(libc::ENOPROTOOPT, |holder| options::set(holder, *level, *option, value));
                 Answer::Reply(Reply::Option { errno, value: Vec::new() }, None)
             }
             Request::GetOption { name, level, option, length } => {
                 let state = self.state();
-                let (errno, value) = options::get(state.holder(name), *level, *option, *length as usize);
+                let got = state.holder(name).map(|holder| options::get(holder, *level, *option, *length as usize));
+                let (errno, value) = got.unwrap_or((libc::ENOPROTOOPT, Vec::new()));
                 Answer::Reply(Reply::Option { errno, value }, None)
             }
             Request::Listening { .. } | Request::Closed { .. } | Request::Finished { .. } | Request::Aborted { .. } => Answer::Nothing,
@@ -351,7 +358,14 @@ impl Shared {
 
     /// Connects `client` to the service's listener. Both ends are known before either application can speak of its own;
     /// `established` is called before the first byte is carried.
-    fn join(&self, name: Name, holder: OwnedFd, service: &Name, client: UnixStream, established: impl FnOnce()) -> Result<(), i32> {
+    fn join(
+        self: &Arc<Self>,
+        name: Name,
+        holder: OwnedFd,
+        service: &Name,
+        client: UnixStream,
+        established: impl FnOnce(),
+    ) -> Result<(), i32> {
         let server = unix_socket(SocketType::STREAM);
         let family = service.local.family();
         let seen = |endpoint: Endpoint| endpoint.in_family(family).unwrap();
@@ -365,6 +379,7 @@ impl Shared {
             client_holder: holder,
             server_holder: rustix::net::socket(family, SocketType::STREAM, None).unwrap(),
             ended: 0,
+            open: 2,
         };
         self.state().connections.insert(name.id, connection);
         if let Err(errno) = rustix::net::connect(&server, &address(service)) {
@@ -374,9 +389,24 @@ impl Shared {
         established();
         for (from, to) in [(&client, &server), (&server, &client)] {
             let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
-            thread::spawn(move || pump(from, to));
+            let shared = Arc::clone(self);
+            thread::spawn(move || {
+                pump(from, to);
+                shared.direction_ended(name.id);
+            });
         }
         Ok(())
+    }
+
+    fn direction_ended(&self, id: u64) {
+        let mut state = self.state();
+        let Some(connection) = state.connections.get_mut(&id) else { return };
+        connection.open -= 1;
+        if connection.open == 0 {
+            let how = connection.ended;
+            state.connections.remove(&id);
+            state.ended.insert(id, how);
+        }
     }
 }
 
@@ -407,11 +437,11 @@ impl State {
         self.listeners.values().map(|listener| listener.name).find(|name| matches(name.local))
     }
 
-    fn holder(&self, name: &Name) -> &OwnedFd {
+    fn holder(&self, name: &Name) -> Option<&OwnedFd> {
         match name.role {
-            Role::Listener => &self.listeners[&name.id].holder,
-            Role::Client => &self.connections[&name.id].client_holder,
-            Role::Server => &self.connections[&name.id].server_holder,
+            Role::Listener => self.listeners.get(&name.id).map(|listener| &listener.holder),
+            Role::Client => self.connections.get(&name.id).map(|connection| &connection.client_holder),
+            Role::Server => self.connections.get(&name.id).map(|connection| &connection.server_holder),
         }
     }
 }
@@ -452,6 +482,13 @@ fn pump(mut from: UnixStream, mut to: UnixStream) {
         }
     }
     let _ = to.shutdown(Shutdown::Write);
+}
+
+/// A mock takes eight descriptors for a connection, and all tests run in one process.
+fn raise_descriptor_limit() {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let raised = rustix::process::Rlimit { current: limit.maximum, ..limit };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, raised).unwrap();
 }
 
 fn unix_socket(kind: SocketType) -> OwnedFd {
@@ -504,7 +541,15 @@ fn send(peer: &OwnedFd, reply: &Reply, fd: Option<&OwnedFd>) {
     let _ = rustix::net::sendmsg(peer, &[std::io::IoSlice::new(&datagram)], &mut control, SendFlags::NOSIGNAL);
 }
 
-/// A port of this machine that nobody listens on.
+/// A port that nobody listens on. It lies below those that the kernel gives away by itself, so that it stays free until it is bound.
+/// Found by connecting: a probe that binds would be held for a moment by a program that another test is just starting.
 pub(crate) fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    static TRIED: AtomicU32 = AtomicU32::new(0);
+    loop {
+        let tried = std::process::id().wrapping_mul(97).wrapping_add(TRIED.fetch_add(1, Ordering::Relaxed));
+        let port = 10_000 + (tried % 20_000) as u16;
+        if TcpStream::connect(("127.0.0.1", port)).is_err() {
+            return port;
+        }
+    }
 }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use armor_proto::hookup::{ENV_RUN_DIR, ENV_SHIM_PATH};
+use armor_proto::hookup::{ENV_RUN_DIR, ENV_SERVICE, ENV_SHIM, ENV_SHIM_PATH};
 
 use crate::mock::MockArmor;
 
@@ -51,7 +51,7 @@ pub(crate) fn compile(name: &str, flags: &[&str]) -> PathBuf {
         .arg(&source)
         .args(flags)
         .output()
-        .unwrap();
+        .expect("cc; `make test` (or `make setup`) installs what the tests run");
     assert!(result.status.success(), "{}", String::from_utf8_lossy(&result.stderr));
     // Whole or not at all, for other test processes that run at the same time.
     std::fs::rename(fresh, &output).unwrap();
@@ -70,7 +70,12 @@ pub(crate) struct Running {
 /// A command that is hooked up to `armor`.
 pub(crate) fn hooked(armor: &MockArmor, program: impl AsRef<Path>) -> Command {
     let mut command = Command::new(program.as_ref());
-    command.env("LD_PRELOAD", shim()).env(ENV_SHIM_PATH, shim()).env(ENV_RUN_DIR, armor.directory());
+    command
+        .env_remove(ENV_SHIM)
+        .env_remove(ENV_SERVICE)
+        .env("LD_PRELOAD", shim())
+        .env(ENV_SHIM_PATH, shim())
+        .env(ENV_RUN_DIR, armor.directory());
     command
 }
 

@@ -6,9 +6,9 @@ use crate::program::{Running, compiled, run, start};
 use std::process::Command;
 
 #[test]
-fn nothing_is_allocated_before_main_nor_around_accept_close_and_exec() {
+fn no_thread_no_signal_and_no_allocation_before_main_nor_around_accept_close_and_exec() {
     let mut bare = Command::new(compiled("quiet"));
-    bare.args(["count", "4"]);
+    bare.args(["report", "4"]);
     let bare = Running::start(bare).succeed();
     for family in FAMILIES {
         let output = start(&MockArmor::start(), "quiet", &["allocations", family]).succeed();

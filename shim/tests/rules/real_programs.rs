@@ -1,5 +1,6 @@
 //! Other people's programs, unmodified.
 
+use std::path::PathBuf;
 use std::process::Command;
 
 use armor_proto::hookup::Request;
@@ -9,7 +10,7 @@ use crate::program::{Running, hooked};
 
 /// `python3` itself; a shim of pyenv would start it through a shell.
 fn python() -> String {
-    let output = Command::new("python3").args(["-c", "import sys; print(sys.executable)"]).output().unwrap();
+    let output = Command::new(installed("python3")).args(["-c", "import sys; print(sys.executable)"]).output().unwrap();
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
@@ -24,8 +25,8 @@ fn curl_fetches_from_python_http_server() {
     let mut server = Running::start(server);
     server.line("Serving HTTP");
     assert_eq!(armor.services().len(), 1);
-    let mut curl = hooked(&armor, "curl");
-    curl.args(["-sS", "--noproxy", "*", "-w", "%{http_code} %{size_download}"]);
+    let mut curl = hooked(&armor, installed("curl"));
+    curl.args(["-q", "-sS", "--noproxy", "*", "-w", "%{http_code} %{size_download}"]);
     curl.arg(format!("http://127.0.0.1:{port}/page")).args(["-o", "/dev/null"]);
     assert_eq!(Running::start(curl).succeed().trim(), "200 1048576");
 }
@@ -42,20 +43,17 @@ fn asyncio_server_and_clients_share_one_event_loop() {
     }
 }
 
-/// Whether a program is there; the tests of those that often are not tell when they did nothing.
-fn installed(program: &str) -> bool {
-    let found = Command::new("sh").arg("-c").arg(format!("command -v {program}")).output().unwrap().status.success();
-    if !found {
-        eprintln!("{program} is not installed: nothing tested");
-    }
-    found
+/// The path of a program that the tests need, also where `/usr/sbin` is not in PATH.
+fn installed(program: &str) -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let places = std::env::split_paths(&path).chain(["/usr/sbin", "/usr/bin"].map(PathBuf::from));
+    let found = places.map(|place| place.join(program)).find(|path| path.is_file());
+    found.unwrap_or_else(|| panic!("{program} is not installed; `make test` (or `make setup`) installs what the tests run"))
 }
 
 #[test]
 fn nginx_proxies_between_its_workers_and_a_server() {
-    if !installed("nginx") {
-        return;
-    }
+    let nginx = installed("nginx");
     let armor = MockArmor::start();
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().display();
@@ -72,7 +70,7 @@ fn nginx_proxies_between_its_workers_and_a_server() {
     );
     std::fs::write(directory.path().join("nginx.conf"), configuration).unwrap();
     std::fs::set_permissions(directory.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    let mut nginx = hooked(&armor, "nginx");
+    let mut nginx = hooked(&armor, nginx);
     nginx.arg("-c").arg(directory.path().join("nginx.conf"));
     if rustix::process::geteuid().is_root() {
         // The mock answers everybody, but another user could not reach its directory.
@@ -81,8 +79,8 @@ fn nginx_proxies_between_its_workers_and_a_server() {
     let nginx = Running::start(nginx);
     armor.wait_for("listeners", |requests| requests.iter().filter(|request| matches!(request, Request::Listening { .. })).count() >= 2);
     for _ in 0..5 {
-        let mut curl = hooked(&armor, "curl");
-        curl.args(["-sS", "--noproxy", "*", "-w", "%{http_code} %{size_download}", "-o", "/dev/null"]);
+        let mut curl = hooked(&armor, installed("curl"));
+        curl.args(["-q", "-sS", "--noproxy", "*", "-w", "%{http_code} %{size_download}", "-o", "/dev/null"]);
         curl.arg(format!("http://127.0.0.1:{front}/page"));
         assert_eq!(Running::start(curl).succeed().trim(), "200 300000");
     }
@@ -93,17 +91,15 @@ fn nginx_proxies_between_its_workers_and_a_server() {
 
 #[test]
 fn redis_serves_its_client() {
-    if !installed("redis-server") {
-        return;
-    }
+    let (server, client) = (installed("redis-server"), installed("redis-cli"));
     let armor = MockArmor::start();
     let port = free_port().to_string();
-    let mut server = hooked(&armor, "redis-server");
+    let mut server = hooked(&armor, server);
     server.args(["--port", &port, "--bind", "127.0.0.1", "-::1", "--save", "", "--daemonize", "no"]);
     let server = Running::start(server);
     armor.wait_for("listeners", |requests| requests.iter().filter(|request| matches!(request, Request::Listening { .. })).count() >= 2);
     for (host, set, answer) in [("127.0.0.1", "SET", "OK"), ("::1", "GET", "value")] {
-        let mut client = hooked(&armor, "redis-cli");
+        let mut client = hooked(&armor, &client);
         client.args(["-h", host, "-p", &port, set, "key"]).args((set == "SET").then_some("value"));
         assert_eq!(Running::start(client).succeed().trim(), answer);
     }
