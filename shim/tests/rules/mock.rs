@@ -377,7 +377,7 @@ impl Shared {
             client: client.try_clone().unwrap(),
             server: server.try_clone().unwrap(),
             client_holder: holder,
-            server_holder: rustix::net::socket(family, SocketType::STREAM, None).unwrap(),
+            server_holder: rustix::net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap(),
             ended: 0,
             open: 2,
         };

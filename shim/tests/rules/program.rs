@@ -64,7 +64,8 @@ pub(crate) struct Running {
     child: Child,
     lines: Receiver<String>,
     seen: Vec<String>,
-    errors: Option<JoinHandle<String>>,
+    errors: Arc<Mutex<Vec<u8>>>,
+    reader: Option<JoinHandle<()>>,
 }
 
 /// A command that is hooked up to `armor`.
@@ -99,12 +100,15 @@ impl Running {
         let stdout = BufReader::new(child.stdout.take().unwrap());
         thread::spawn(move || stdout.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
         let mut stderr = child.stderr.take().unwrap();
-        let errors = thread::spawn(move || {
-            let mut bytes = Vec::new();
-            let _ = stderr.read_to_end(&mut bytes);
-            String::from_utf8_lossy(&bytes).into_owned()
+        let errors = Arc::<Mutex<Vec<u8>>>::default();
+        let written = Arc::clone(&errors);
+        let reader = thread::spawn(move || {
+            let mut piece = [0; 4096];
+            while let Ok(length @ 1..) = stderr.read(&mut piece) {
+                written.lock().unwrap().extend_from_slice(&piece[..length]);
+            }
         });
-        Self { what, child, lines, seen: Vec::new(), errors: Some(errors) }
+        Self { what, child, lines, seen: Vec::new(), errors, reader: Some(reader) }
     }
 
     pub(crate) fn id(&self) -> u32 {
@@ -174,19 +178,31 @@ impl Running {
 
     /// Standard error of a program that has ended.
     pub(crate) fn errors(&mut self) -> String {
-        self.errors.take().map(|thread| thread.join().unwrap()).unwrap_or_default()
+        self.reader.take().unwrap().join().unwrap();
+        self.errors_so_far()
+    }
+
+    fn errors_so_far(&self) -> String {
+        String::from_utf8_lossy(&self.errors.lock().unwrap()).into_owned()
     }
 
     fn give_up(&mut self, why: &str) -> ! {
-        self.end();
+        panic!("{}: {why}", self.what);
+    }
+
+    fn last_words(&mut self) -> String {
         self.seen.extend(self.lines.try_iter());
-        let errors = self.errors();
-        panic!("{}: {why}\n--- stdout\n{}\n--- stderr\n{errors}", self.what, self.seen.join("\n"));
+        let errors = self.errors_so_far();
+        format!("{}\n--- stdout\n{}\n--- stderr\n{errors}", self.what, self.seen.join("\n"))
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
+        let status = self.child.try_wait();
         self.end();
+        if thread::panicking() {
+            eprintln!("{status:?} {}", self.last_words());
+        }
     }
 }
