@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow, bail};
-use armor_elements::operations::ApplicationSpec;
+use armor_elements::operations::{ApplicationSpec, ReadyQuestion};
 
 /// Reads a service file; paths in it start at its own directory.
 pub(crate) fn read(path: &Path) -> anyhow::Result<ApplicationSpec> {
@@ -44,6 +44,9 @@ pub(crate) fn parse(file: &str, text: &str) -> anyhow::Result<ApplicationSpec> {
             "{file}:{}:1: command is empty; it lists the program and its arguments, such as [\"python3\", \"-m\", \"http.server\"]",
             at("command")
         );
+    }
+    if let Some(Err((key, reason))) = spec.ready.as_ref().map(ReadyQuestion::check) {
+        bail!("{file}:{}:1: ready.{key}: {reason}", at(key));
     }
     Ok(spec)
 }

@@ -54,28 +54,46 @@ fn curl_downloads_200_mb_from_python_over_three_kills_with_the_same_sha256() {
     assert_eq!(sha256(&std::fs::read(&downloaded).unwrap()), sha256(&content));
 }
 
+/// Keys that Redis has in its file before the test: enough that it reads them for a while at each start. Meanwhile it listens
+/// already and answers LOADING, which must reach no client.
+const KEYS_BEFORE: usize = 400_000;
+
+/// redis-server with an append-only file, so that nothing is lost that it has answered; clients wait until it has read it.
+fn redis(environment: &Environment) -> String {
+    let directory = environment.file("redis");
+    std::fs::create_dir(&directory).unwrap();
+    let mut file = std::io::BufWriter::new(std::fs::File::create(directory.join("appendonly.aof")).unwrap());
+    for number in 0..KEYS_BEFORE {
+        let key = format!("before:{number}");
+        write!(file, "*3\r\n$3\r\nSET\r\n${}\r\n{key}\r\n$5\r\nvalue\r\n", key.len()).unwrap();
+    }
+    file.into_inner().unwrap().sync_all().unwrap();
+    let port = free_port().to_string();
+    let directory = directory.display().to_string();
+    let server = ["redis-server", "--port", &port, "--bind", "127.0.0.1", "--appendonly", "yes", "--save", "", "--dir", &directory];
+    let options = ["--policy", "request", "--ready-send", "PING\\r\\n", "--ready-expect", "+PONG", "--wait", "60"];
+    environment.launch("cache", &options, &server);
+    port
+}
+
+/// Lives of redis-server that became ready, and how often each was asked.
+fn ready(environment: &Environment) -> Vec<u64> {
+    environment.events("server-ready").iter().map(|event| event["values"]["tries"].as_str().unwrap().parse().unwrap()).collect()
+}
+
 #[test]
-fn redis_cli_loses_no_command_over_kills() {
+fn redis_cli_loses_no_command_over_kills_although_redis_reads_a_long_file_at_each_start() {
     const COMMANDS: usize = 3000;
     let environment = Environment::up();
-    let port = free_port().to_string();
-    // Each write is in the file before it is answered, so nothing that was answered is lost with the process.
-    redis(&environment, &port, "yes");
+    let port = redis(&environment);
     let mut client = environment.run(&["redis-cli", "-p", &port]);
     let mut client = client.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let mut input = client.stdin.take().unwrap();
     let feeder = std::thread::spawn(move || (0..COMMANDS).try_for_each(|number| writeln!(input, "SET key:{number} value:{number}")));
     let mut answered = 0;
-    let mut loading = Vec::new();
     for line in std::io::BufReader::new(client.stdout.take().unwrap()).lines() {
-        match line.unwrap().as_str() {
-            // redis-cli puts an empty line after an error.
-            "" => continue,
-            "OK" => {}
-            // Redis's own answer while it reads its file: it listens before it is ready.
-            answer if answer.starts_with("LOADING") => loading.push(answered),
-            other => panic!("{other:?} after {answered} answers\n{}", environment.logs()),
-        }
+        let line = line.unwrap();
+        assert_eq!(line, "OK", "after {answered} answers\n{}", environment.logs());
         answered += 1;
         if [500, 1500, 2500].contains(&answered) {
             environment.kill("cache");
@@ -84,50 +102,34 @@ fn redis_cli_loses_no_command_over_kills() {
     feeder.join().unwrap().unwrap();
     assert!(client.wait().unwrap().success());
     assert_eq!(answered, COMMANDS, "every command has one answer");
-    assert!(loading.len() < 100, "Redis loads its file for a few commands only: {loading:?}");
-    for number in loading {
-        let again = environment.output(&["redis-cli", "-p", &port, "SET", &format!("key:{number}"), &format!("value:{number}")]);
-        assert_eq!(String::from_utf8_lossy(&again.stdout).trim(), "OK");
-    }
     let size = environment.output(&["redis-cli", "-p", &port, "DBSIZE"]);
-    assert_eq!(String::from_utf8_lossy(&size.stdout).trim(), COMMANDS.to_string(), "{}", text(&size));
+    assert_eq!(String::from_utf8_lossy(&size.stdout).trim(), (KEYS_BEFORE + COMMANDS).to_string(), "{}", text(&size));
+    let ready = ready(&environment);
+    assert!(
+        ready.len() == 4 && ready.iter().all(|tries| *tries > 1),
+        "Redis answers LOADING for a while at each start: asked {ready:?} times"
+    );
 }
 
 #[test]
-fn redis_benchmark_completes_over_kills() {
+fn redis_benchmark_completes_over_kills_although_redis_reads_a_long_file_at_each_start() {
     let environment = Environment::up();
-    let port = free_port().to_string();
-    // Without a file: the benchmark stops at the first LOADING that Redis answers while it reads one.
-    redis(&environment, &port, "no");
+    let port = redis(&environment);
     let mut client = environment.run(&["redis-benchmark", "-p", &port, "-t", "set", "-n", "60000", "-c", "20", "-q"]);
     let mut client = client.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let mut kills = 0;
-    while kills < 3 && client.try_wait().unwrap().is_none() {
+    for _ in 0..2 {
+        let said = environment.said_by_servers();
+        environment.wait_for("the benchmark to be served", || {
+            assert!(client.try_wait().unwrap().is_none(), "the benchmark was over before the kill");
+            (environment.said_by_servers() > said).then_some(())
+        });
         environment.kill("cache");
-        kills += 1;
     }
+    // Once more, while it reads its file.
+    environment.kill("cache");
     let output = client.wait_with_output().unwrap();
     assert!(output.status.success() && !text(&output).contains("rror"), "{}\n{}", text(&output), environment.logs());
-    assert!(kills > 0, "the benchmark was over before the first kill");
-}
-
-fn redis(environment: &Environment, port: &str, append_only: &str) {
-    let directory = environment.file("redis");
-    std::fs::create_dir(&directory).unwrap();
-    let command = [
-        "redis-server",
-        "--port",
-        port,
-        "--bind",
-        "127.0.0.1",
-        "--appendonly",
-        append_only,
-        "--save",
-        "",
-        "--dir",
-        directory.to_str().unwrap(),
-    ];
-    environment.launch("cache", &["--policy", "request"], &command);
+    assert!(ready(&environment).len() >= 3, "{}", environment.logs());
 }
 
 #[test]

@@ -9,7 +9,7 @@
 //! Configuration: `allowed_uids`, `window_bytes`, `fate_ms` (how long an unannounced end of a stream waits for the process's fate).
 //!
 //! What servers bind is in `services`, the ends of connections in `connections`, the failures of processes in `failures`, how
-//! recoveries went in `timelines`.
+//! recoveries went in `timelines`, and `readiness` tells when a server that listens may be connected to.
 
 #[cfg(test)]
 #[path = "app_comm_server/bench.rs"]
@@ -18,6 +18,8 @@ mod bench;
 mod connections;
 #[path = "app_comm_server/failures.rs"]
 mod failures;
+#[path = "app_comm_server/readiness.rs"]
+mod readiness;
 #[path = "app_comm_server/services.rs"]
 mod services;
 #[path = "app_comm_server/timelines.rs"]
@@ -25,6 +27,7 @@ mod timelines;
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
+use std::rc::Rc;
 
 use armor_core::context::Context;
 use armor_core::element::{Element, Operations, Setup};
@@ -40,6 +43,7 @@ use crate::operations::{
     ApplicationSpec,
 };
 use connections::{Announced, Server};
+use readiness::Readiness;
 use services::{Bind, Service};
 use timelines::Timelines;
 
@@ -59,11 +63,11 @@ impl Default for Config {
 }
 
 /// A supervised application of this ARMOR.
-#[derive(Clone)]
 struct Application {
-    spec: ApplicationSpec,
+    spec: Rc<ApplicationSpec>,
     incarnation: Incarnation,
     alive: bool,
+    readiness: Readiness,
 }
 
 /// The element.
@@ -137,7 +141,9 @@ impl Element for AppCommServer {
             let name = service.map_or("", |service| &service.name);
             server.status(id, name, service.map_or(Incarnation(0), |service| service.incarnation))
         });
-        serde_json::json!({ "connections": connections.collect::<Vec<_>>(), "recoveries": self.timelines })
+        let applications = self.applications.iter().map(|(name, application)| (name.clone(), application.readiness.status()));
+        let readiness: serde_json::Map<_, _> = applications.collect();
+        serde_json::json!({ "connections": connections.collect::<Vec<_>>(), "recoveries": self.timelines, "readiness": readiness })
     }
 }
 
@@ -177,7 +183,10 @@ impl AppCommServer {
         if name.role == Role::Listener {
             return self.services.get(&name.local.unmapped()).map(|service| &service.holder);
         }
-        let server = self.servers.get(&ConnectionId(name.id))?;
+        let id = ConnectionId(name.id);
+        let Some(server) = self.servers.get(&id) else {
+            return self.applications.values().find_map(|application| application.readiness.holder(id));
+        };
         server.holder.as_ref().or_else(|| self.services.get(&server.address).map(|service| &service.holder))
     }
 }

@@ -20,7 +20,7 @@ use armor_proto::ids::{ArmorId, Incarnation};
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde::Deserialize;
 
-use crate::operations::{AppFailed, AppLaunch, AppLaunched, AppStarted, AppStop, AppStopped, ApplicationSpec, ApplicationState};
+use crate::operations::{AppFailed, AppLaunch, AppLaunched, AppStarted, AppStop, AppStopped, ApplicationSpec, ApplicationState, ReadyQuestion};
 
 /// Most applications per ARMOR; one more is refused.
 const MAX_APPLICATIONS: usize = 1024;
@@ -152,6 +152,8 @@ impl AppOversight {
             Some(format!("application name {name:?}: 1 to 64 letters, digits, '-', '_' or '.'"))
         } else if spec.command.is_empty() {
             Some("the command is empty".to_owned())
+        } else if let Some(Err((key, reason))) = spec.ready.as_ref().map(ReadyQuestion::check) {
+            Some(format!("ready.{key}: {reason}"))
         } else if self.applications.get(&name).is_some_and(|app| matches!(app.state, ApplicationState::Running | ApplicationState::Restarting)) {
             Some(format!("an application {name:?} is running already; `armor stop {name}` ends it"))
         } else if self.applications.len() >= MAX_APPLICATIONS && !self.applications.contains_key(&name) {

@@ -5,8 +5,9 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, bail};
-use armor_elements::operations::{AppLaunch, AppLaunched, ApplicationSpec, OnDivergence, Policy};
+use armor_elements::operations::{AppLaunch, AppLaunched, ApplicationSpec, OnDivergence, Policy, SpokenBytes};
 use armor_proto::ids::ArmorId;
+use serde_json::Value;
 
 use super::run::{install, warn_if_unprotected};
 use crate::client::Client;
@@ -36,6 +37,21 @@ pub(crate) struct Launch {
     /// Clients get ECONNRESET when a recovery takes longer [default: 30]
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     deadline: Option<Duration>,
+    /// What it answers, to begin with, when it is ready; until then clients wait. Escapes: \r \n \t \0 \\ \xHH
+    #[arg(long, value_name = "BYTES", value_parser = spoken)]
+    ready_expect: Option<SpokenBytes>,
+    /// What it is asked, at each start; nothing when it speaks first
+    #[arg(long, value_name = "BYTES", value_parser = spoken, requires = "ready_expect")]
+    ready_send: Option<SpokenBytes>,
+    /// Where it is asked when it listens at several ports [default: the first]
+    #[arg(long, value_name = "PORT", requires = "ready_expect")]
+    ready_port: Option<u16>,
+    /// Pause before it is asked again [default: 0.02]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, requires = "ready_expect")]
+    ready_interval: Option<Duration>,
+    /// How long it may take to answer [default: 1]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, requires = "ready_expect")]
+    ready_timeout: Option<Duration>,
     /// Node to launch on [default: the only one, or node1]
     #[arg(long, value_name = "NAME")]
     node: Option<String>,
@@ -76,6 +92,33 @@ fn seconds(text: &str) -> Result<Duration, String> {
     Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
 }
 
+/// Bytes as they are typed in a shell.
+fn spoken(text: &str) -> Result<SpokenBytes, String> {
+    let mut bytes = Vec::new();
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        bytes.push(match byte {
+            b'\\' => match rest.next() {
+                Some(b'r') => b'\r',
+                Some(b'n') => b'\n',
+                Some(b't') => b'\t',
+                Some(b'0') => 0,
+                Some(b'\\') => b'\\',
+                Some(b'x') => {
+                    let mut digit = || rest.next().and_then(|digit| char::from(digit).to_digit(16));
+                    let (Some(high), Some(low)) = (digit(), digit()) else {
+                        return Err("\\x is followed by two hexadecimal digits".to_owned());
+                    };
+                    (high << 4 | low) as u8
+                }
+                _ => return Err("a backslash is followed by r, n, t, 0, xHH or another backslash".to_owned()),
+            },
+            byte => byte,
+        });
+    }
+    Ok(SpokenBytes(bytes))
+}
+
 fn variable(text: &str) -> Result<(String, String), String> {
     let split = text.split_once('=').filter(|(key, _)| !key.is_empty());
     split.map(|(key, value)| (key.to_owned(), value.to_owned())).ok_or_else(|| "expected KEY=VALUE".to_owned())
@@ -98,22 +141,25 @@ impl Launch {
             bail!("{name} cannot be launched on {}: {}", daemon.name, launched.error);
         }
         let mut watch = Watch { client, overseer, name: &name, log: None };
-        let bound = if self.wait.is_zero() { None } else { watch.bound(self.wait)? };
-        if watch.log.is_none() {
-            watch.look()?;
-        }
+        let seen = if self.wait.is_zero() { watch.look()? } else { watch.until_it_serves(self.wait)? };
         let log = watch.log.map_or_else(|| "unknown".to_owned(), |log| log.display().to_string());
-        let addresses = bound.as_ref().map_or_else(String::new, |addresses| format!(", serves {}", addresses.join(", ")));
+        let addresses = if seen.addresses.is_empty() { String::new() } else { format!(", serves {}", seen.addresses.join(", ")) };
         output::print(&format!("{name}: launched on {}, pid {}{addresses}\nlog: {log}\n", daemon.name, launched.pid))?;
-        if bound.is_none() && !self.wait.is_zero() {
-            eprintln!(
-                "armor: {name} has not bound an address within {} s; it goes on running. Look at its log, give it longer with --wait, or \
-                 use --wait 0 for a program that serves nothing.",
-                self.wait.as_secs_f64()
-            );
-            return Ok(ExitCode::from(4));
+        if self.wait.is_zero() || seen.serves() {
+            return Ok(ExitCode::SUCCESS);
         }
-        Ok(ExitCode::SUCCESS)
+        let patience = self.wait.as_secs_f64();
+        match seen.unready {
+            Some(heard) if !seen.addresses.is_empty() => eprintln!(
+                "armor: {name} has not become ready within {patience} s (its last answer: {heard}); it goes on running and is asked again. \
+                 Look at its log, or give it longer with --wait."
+            ),
+            _ => eprintln!(
+                "armor: {name} has not bound an address within {patience} s; it goes on running. Look at its log, give it longer with --wait, or \
+                 use --wait 0 for a program that serves nothing."
+            ),
+        }
+        Ok(ExitCode::from(4))
     }
 
     fn spec(&self) -> anyhow::Result<ApplicationSpec> {
@@ -146,10 +192,24 @@ impl Launch {
             spec.restart_limit = limit;
         }
         if let Some(deadline) = self.deadline {
-            spec.deadline_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
+            spec.deadline_ms = milliseconds(deadline);
+        }
+        if let Some(expect) = &self.ready_expect {
+            let question = serde_json::json!({ "expect": "" });
+            let question = spec.ready.insert(serde_json::from_value(question).context("the question")?);
+            question.expect.clone_from(expect);
+            question.send = self.ready_send.clone().unwrap_or_default();
+            question.port = self.ready_port;
+            question.interval_ms = self.ready_interval.map_or(question.interval_ms, milliseconds);
+            question.timeout_ms = self.ready_timeout.map_or(question.timeout_ms, milliseconds);
+            question.check().map_err(|(key, reason)| anyhow!("--ready-{}: {reason}", key.trim_end_matches("_ms")))?;
         }
         Ok(spec)
     }
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Makes the program's path absolute, as found from here: the daemon has another PATH and directory.
@@ -180,34 +240,47 @@ struct Watch<'a> {
     log: Option<PathBuf>,
 }
 
+/// What a look at it has shown.
+struct Seen {
+    /// That it has bound.
+    addresses: Vec<String>,
+    /// Its last answer, while it has not become ready.
+    unready: Option<String>,
+}
+
+impl Seen {
+    fn serves(&self) -> bool {
+        !self.addresses.is_empty() && self.unready.is_none()
+    }
+}
+
 impl Watch<'_> {
-    /// Addresses that it has bound; `None` when there is none in time.
+    /// Looks until it serves, or patience is over.
     ///
     /// # Errors
     /// When it has ended.
-    fn bound(&mut self, patience: Duration) -> anyhow::Result<Option<Vec<String>>> {
+    fn until_it_serves(&mut self, patience: Duration) -> anyhow::Result<Seen> {
         let deadline = Instant::now() + patience;
         loop {
-            let addresses = self.look()?;
-            if !addresses.is_empty() {
-                return Ok(Some(addresses));
-            }
-            if Instant::now() > deadline {
-                return Ok(None);
+            let seen = self.look()?;
+            if seen.serves() || Instant::now() > deadline {
+                return Ok(seen);
             }
             std::thread::sleep(Duration::from_millis(50));
         }
     }
 
-    fn look(&mut self) -> anyhow::Result<Vec<String>> {
+    fn look(&mut self) -> anyhow::Result<Seen> {
         let statuses = self.client.statuses(&[ArmorId::FTM, self.overseer], Duration::from_secs(2))?;
         let overseer = self.overseer.to_string();
         let addresses = statuses.get(&ArmorId::FTM).into_iter().flat_map(|ftm| entries(&element(ftm, "APP_SERVER_DB")["servers"]));
         // Another node may have a service of the same name.
         let own = addresses.filter(|row| row["service"] == self.name && row["armor"].as_str().is_none_or(|armor| armor == overseer));
         let own: Vec<String> = own.map(|row| text(&row["address"])).collect();
-        let applications =
-            statuses.get(&self.overseer).map_or(&[][..], |status| entries(&element(status, "app_oversight")["applications"]));
+        let overseer = statuses.get(&self.overseer);
+        let readiness = overseer.map_or(&Value::Null, |status| &element(status, "APP_COMM_SERVER")["readiness"][self.name]);
+        let unready = (readiness["ready"] != true).then(|| text(&readiness["heard"]));
+        let applications = overseer.map_or(&[][..], |status| entries(&element(status, "app_oversight")["applications"]));
         if let Some(row) = applications.iter().find(|row| row["name"] == self.name) {
             self.log = row["log"].as_str().map(PathBuf::from);
             let state = text(&row["state"]);
@@ -221,6 +294,20 @@ impl Watch<'_> {
                 );
             }
         }
-        Ok(own)
+        Ok(Seen { addresses: own, unready })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_typed_with_escapes() {
+        assert_eq!(spoken(r"PING\r\n\0\x7f\\").map(|bytes| bytes.0), Ok(b"PING\r\n\0\x7f\\".to_vec()));
+        assert_eq!(spoken("grün").map(|bytes| bytes.0), Ok("grün".as_bytes().to_vec()));
+        for wrong in [r"\", r"\q", r"\x7", r"\xzz"] {
+            assert!(spoken(wrong).is_err(), "{wrong}");
+        }
     }
 }

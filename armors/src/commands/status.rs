@@ -139,7 +139,7 @@ fn recoveries(survey: &Survey) -> Table {
 }
 
 fn timeline(recovery: &Value) -> String {
-    let steps = ["detected", "restarted", "bound", "replayed", "flowing"];
+    let steps = ["detected", "restarted", "bound", "ready", "reconnected", "replayed", "flowing"];
     let reached = steps.iter().filter(|step| !recovery[format!("{step}_ms")].is_null());
     reached.map(|step| format!("{step} {}", text(&recovery[format!("{step}_ms")]))).collect::<Vec<_>>().join(", ")
 }
@@ -167,7 +167,8 @@ mod tests {
             "app_oversight": { "state": { "applications": [{ "name": "web", "state": "running", "pid": 9, "restarts": 1, "command": ["a", "b"] }] } },
             "APP_COMM_SERVER": { "state": {
                 "connections": [{ "id": "1", "address": "127.0.0.1:8080", "state": "flowing", "sent": 10 }],
-                "recoveries": [{ "service": "web", "at_ms": 0, "failed_ms": 0, "detected_ms": 1, "restarted_ms": 9 }] } },
+                "recoveries": [{ "service": "web", "at_ms": 0, "flowing_ms": 19, "replayed_ms": 18, "reconnected_ms": 17, "ready_ms": 16,
+                    "bound_ms": null, "restarted_ms": 9, "detected_ms": 1 }] } },
         } });
         let found = |name: &str, status| Found { name: name.to_owned(), armor: ArmorId::of_name(name), status };
         Survey { armors: vec![found("ftm", Some(ftm)), found("node1", Some(node)), found("node1/db", None)] }
@@ -182,7 +183,7 @@ mod tests {
             "  web          node1  running  9    1         -            a b\n",
             "  web      127.0.0.1:8080  node1  -       2            -\n",
             "  1           server  node1  web      127.0.0.1:8080  -     flowing  10    -\n",
-            "  web      1970-01-01T00:00:00.000Z  detected 1, restarted 9\n",
+            "  web      1970-01-01T00:00:00.000Z  detected 1, restarted 9, ready 16, reconnected 17, replayed 18, flowing 19\n",
         ] {
             assert!(text.contains(expected), "{expected:?} is not in\n{text}");
         }

@@ -337,6 +337,7 @@ mod tests {
             detected_ms: Some(1),
             restarted_ms: Some(54),
             bound_ms: Some(97),
+            ready_ms: Some(98),
             reconnected_ms: Some(99),
             replayed_ms: Some(120),
             flowing_ms: Some(128),

@@ -67,6 +67,7 @@ pub(crate) struct Recovery {
     pub(crate) detected_ms: Option<u64>,
     pub(crate) restarted_ms: Option<u64>,
     pub(crate) bound_ms: Option<u64>,
+    pub(crate) ready_ms: Option<u64>,
     pub(crate) reconnected_ms: Option<u64>,
     pub(crate) replayed_ms: Option<u64>,
     pub(crate) flowing_ms: Option<u64>,
@@ -74,11 +75,12 @@ pub(crate) struct Recovery {
 
 impl Recovery {
     /// Name and time of each step, in their order.
-    pub(crate) fn steps(&self) -> [(&'static str, Option<u64>); 6] {
+    pub(crate) fn steps(&self) -> [(&'static str, Option<u64>); 7] {
         [
             ("detected", self.detected_ms),
             ("restarted", self.restarted_ms),
             ("bound", self.bound_ms),
+            ("ready", self.ready_ms),
             ("reconnected", self.reconnected_ms),
             ("replayed", self.replayed_ms),
             ("flowing", self.flowing_ms),

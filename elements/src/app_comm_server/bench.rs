@@ -9,8 +9,9 @@ use std::time::Instant;
 
 use armor_core::context::{Context, Effect, Effects};
 use armor_core::element::{Element, Setup};
+use armor_core::events::Event;
 use armor_proto::connection::{AppAction, ClientEnd, Config as EndConfig, Event as EndEvent, Record};
-use armor_proto::hookup::{Endpoint, Reply, Request};
+use armor_proto::hookup::{Endpoint, Name, Reply, Request};
 use armor_proto::ids::{ArmorId, ConnectionId, Incarnation};
 use armor_proto::message::{Message, downcast};
 use bytes::Bytes;
@@ -20,8 +21,8 @@ use super::AppCommServer;
 use super::connections::Announced;
 use crate::endpoints::{Asked, Proxy, Read, ReplyTo, policy};
 use crate::operations::{
-    AppRegisterServer, AppServerRegistered, AppcommAck, AppcommConnectReply, AppcommData, AppcommReplay, AppcommReset,
-    AppcommServerConnectRequest, ClientRow, Policy,
+    AppFailed, AppRegisterServer, AppServerRegistered, AppStarted, AppcommAck, AppcommConnectReply, AppcommData, AppcommReplay, AppcommReset,
+    AppcommServerConnectRequest, ApplicationSpec, ClientRow, Policy,
 };
 
 /// The ARMOR of the clients.
@@ -30,6 +31,7 @@ const CLIENTS: ArmorId = ArmorId(77);
 pub(super) struct Bench {
     pub(super) element: AppCommServer,
     setup: Setup,
+    pub(super) events: Vec<Event>,
     registrations: VecDeque<AppRegisterServer>,
     records: VecDeque<(Record, Bytes)>,
 }
@@ -53,6 +55,13 @@ pub(super) struct Client {
     pub(super) requests: Vec<AppcommServerConnectRequest>,
 }
 
+/// A supervised application of this name.
+pub(super) fn application(name: &str, keys: serde_json::Value) -> ApplicationSpec {
+    let mut spec = serde_json::json!({ "name": name, "command": ["server"] });
+    spec.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());
+    serde_json::from_value(spec).unwrap()
+}
+
 impl Bench {
     pub(super) fn new() -> Bench {
         // A number of its own, so that tests beside each other make other names.
@@ -60,7 +69,7 @@ impl Bench {
         let armor = ArmorId(number ^ u64::from(std::process::id()) << 48);
         let setup = Setup { armor, name: "node".into(), kind: "daemon".into(), run_dir: "/".into() };
         let element = AppCommServer::new(super::Config::default(), &setup).unwrap();
-        Bench { element, setup, registrations: VecDeque::new(), records: VecDeque::new() }
+        Bench { element, setup, events: Vec::new(), registrations: VecDeque::new(), records: VecDeque::new() }
     }
 
     /// Calls the element and sorts what it wants.
@@ -73,6 +82,7 @@ impl Bench {
         let result = work(&mut self.element, &mut Context::detached(&self.setup, message, &mut effects));
         for effect in effects {
             match effect {
+                Effect::Event(event) => self.events.push(event),
                 Effect::Send(message) | Effect::SendReliable(message) => self.sent(&message),
                 _ => {}
             }
@@ -101,6 +111,24 @@ impl Bench {
         self.records.push_back((record, message.payload.clone()));
     }
 
+    pub(super) fn started(&mut self, spec: &ApplicationSpec, incarnation: u32) {
+        let started = AppStarted { spec: spec.clone(), pid: 1, incarnation: Incarnation(incarnation) };
+        self.call(|element, context| element.application_started(&started, context));
+    }
+
+    pub(super) fn failed(&mut self, spec: &ApplicationSpec, incarnation: u32, restarting: bool) {
+        let failed = AppFailed {
+            name: spec.name.clone(),
+            pid: 1,
+            incarnation: Incarnation(incarnation),
+            how: "signal: 9".into(),
+            orderly: false,
+            restarting,
+            failed_at_ms: armor_core::events::now_ms(),
+        };
+        self.call(|element, context| element.application_failed(&failed, context));
+    }
+
     /// An application binds: what its shim gets from the ARMOR, when APP_SERVER_DB has answered with these clients.
     pub(super) fn bind(&mut self, service: &str, port: u16, clients: &[ConnectionId]) -> Served {
         let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
@@ -119,6 +147,11 @@ impl Bench {
         let listener = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap();
         rustix::net::bind(&listener, &SocketAddrUnix::new_abstract_name(&name.to_bytes()).unwrap()).unwrap();
         Served { listener, id, address: row.address }
+    }
+
+    /// A port that was free a moment ago.
+    pub(super) fn free_port(&self) -> u16 {
+        std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
     }
 
     pub(super) fn listen(&mut self, served: &Served) {
@@ -221,6 +254,10 @@ impl Bench {
         serde_json::to_value(state).unwrap().as_str().map(str::to_owned)
     }
 
+
+    pub(super) fn told(&self, what: &str) -> Vec<&Event> {
+        self.events.iter().filter(|event| event.what == what).collect()
+    }
 }
 
 impl Served {
@@ -228,6 +265,12 @@ impl Served {
     pub(super) fn accept(&self) -> Option<OwnedFd> {
         rustix::net::accept_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK).ok()
     }
+}
+
+/// The name of the ARMOR's end, as the application's `getpeername` reads it.
+pub(super) fn peer_name(socket: &OwnedFd) -> Name {
+    let address: SocketAddrUnix = rustix::net::getpeername(socket).unwrap().unwrap().try_into().unwrap();
+    Name::from_bytes(address.abstract_name().unwrap()).unwrap()
 }
 
 pub(super) fn write(socket: &OwnedFd, bytes: &[u8]) {

@@ -126,8 +126,8 @@ impl AppCommServer {
             return answer_late(asked, context);
         }
         let Some(service) = self.services.get(&address) else { return refuse(asked, context) };
-        let listening = service.is_listening();
-        if !listening && !service.recovering && !self.servers.contains_key(&id) {
+        let ready = self.is_ready(service);
+        if !ready && !self.is_coming(service) && !self.servers.contains_key(&id) {
             return refuse(asked, context);
         }
         let now = Instant::now();
@@ -159,17 +159,28 @@ impl AppCommServer {
             server.state = State::Waiting;
         }
         self.turn(id, now, context);
-        if needs_process && listening {
+        if needs_process && ready {
+            self.dial(id, context);
+        }
+    }
+
+    /// A service is ready: who waits for it is connected.
+    pub(super) fn dial_waiting(&mut self, address: Endpoint, context: &mut Context<'_>) {
+        for id in self.connections_of(address, |server| server.port.end.awaits_process()) {
             self.dial(id, context);
         }
     }
 
     /// Connects a connection's end to the server's listener.
     pub(super) fn dial(&mut self, id: ConnectionId, context: &mut Context<'_>) {
-        let Some(server) = self.servers.get_mut(&id).filter(|server| server.port.end.awaits_process()) else {
+        let Some(server) = self.servers.get(&id).filter(|server| server.port.end.awaits_process()) else {
             return;
         };
-        let Some(service) = self.services.get_mut(&server.address) else { return };
+        let address = server.address;
+        if !self.services.get(&address).is_some_and(|service| self.is_ready(service)) {
+            return;
+        }
+        let (Some(server), Some(service)) = (self.servers.get_mut(&id), self.services.get_mut(&address)) else { return };
         let Some(listener) = service.next_listener() else { return };
         match dial(&server.name, &listener).and_then(ApplicationSocket::new) {
             Ok(socket) => {

@@ -2,6 +2,7 @@
 //!
 //! Invariant: end of file is never taken for a close unless the close was announced or the process's fate says so.
 
+use std::rc::Rc;
 use std::time::Instant;
 
 use armor_core::context::Context;
@@ -9,6 +10,7 @@ use armor_core::events::Event;
 use armor_proto::connection::ResetReason;
 use armor_proto::ids::ConnectionId;
 
+use super::readiness::Readiness;
 use super::timelines::Step;
 use super::{AppCommServer, Application};
 use crate::endpoints::{Ending, Proxy};
@@ -16,17 +18,17 @@ use crate::operations::{AppFailed, AppStarted};
 
 impl AppCommServer {
     pub(super) fn application_started(&mut self, started: &AppStarted, _: &mut Context<'_>) {
-        let (spec, incarnation) = (started.spec.clone(), started.incarnation);
+        let (spec, incarnation) = (Rc::new(started.spec.clone()), started.incarnation);
         self.timelines.reached(&spec.name, Step::Restarted);
-        self.applications.insert(spec.name.clone(), Application { spec, incarnation, alive: true });
+        let (name, readiness) = (spec.name.clone(), Readiness::of(&spec));
+        self.applications.insert(name, Application { spec, incarnation, alive: true, readiness });
     }
 
     pub(super) fn application_failed(&mut self, failed: &AppFailed, context: &mut Context<'_>) {
         if let Some(application) = self.applications.get_mut(&failed.name) {
             application.alive = false;
         }
-        let addresses: Vec<_> =
-            self.services.values().filter(|service| service.name == failed.name).map(|service| service.address.unmapped()).collect();
+        let addresses = self.addresses_of(&failed.name);
         if addresses.is_empty() {
             return;
         }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::rc::Rc;
 
 use armor_core::context::Context;
 use armor_proto::connection::ResetReason;
@@ -11,7 +12,7 @@ use armor_proto::ids::{ArmorId, ConnectionId, Incarnation};
 use armor_proto::message::Message;
 
 use super::timelines::Step;
-use super::{AppCommServer, Application};
+use super::AppCommServer;
 use crate::endpoints::{Asked, ReplyTo, listener_is_gone, watch_process};
 use crate::operations::{
     AppRegisterServer, AppServerRegistered, AppUnregisterServer, AppcommReplayConnect, ApplicationSpec, ClientRow, OnDivergence, Policy, ServerRow,
@@ -80,17 +81,18 @@ impl AppCommServer {
         let Some(holder) = asked.socket else {
             return asked.reply.send(&Reply::Refused { reason: "a register request carries the application's socket".to_owned() }, None);
         };
-        let application = service.as_ref().and_then(|name| self.applications.get(name)).cloned();
+        let application = service.as_ref().and_then(|name| self.applications.get(name));
+        let spec = application.map(|application| Rc::clone(&application.spec));
+        let life = application.map(|application| application.incarnation);
         // A server that nobody supervises is known again by its program, so that it may be restarted by hand.
         let name = service.unwrap_or_else(|| program_name(asked.pid));
-        let life = application.as_ref().map(|application| application.incarnation);
         let address = match self.claim(addr, &name, life, reuse_port, &holder) {
             Ok(address) => address,
             Err(errno) => return asked.reply.send(&Reply::Registered { errno, listener: 0, name: None }, None),
         };
-        let service = self.enter(address, &name, application.as_ref(), holder);
+        let service = self.enter(address, &name, spec.as_deref(), life, holder);
         let (incarnation, deadline_ms) = (service.incarnation, service.deadline_ms);
-        let policy = application.as_ref().map_or(Policy::default(), |Application { spec, .. }| spec.policy);
+        let policy = spec.as_ref().map_or(Policy::default(), |spec| spec.policy);
         let row = ServerRow { address, armor: context.armor(), incarnation, service: name, policy, deadline_ms };
         self.next = self.next.wrapping_add(1);
         let (id, request) = (self.next, self.next);
@@ -98,7 +100,7 @@ impl AppCommServer {
         let key = address.unmapped();
         self.binds.insert(request, Bind { reply: asked.reply, address: key, listener });
         context.send_reliable(Message::to(ArmorId::FTM, AppRegisterServer { row, request }));
-        if application.is_none() {
+        if spec.is_none() {
             let (pid, handle) = (asked.pid, context.handle::<Self>());
             context.spawn(async move {
                 watch_process(pid).await;
@@ -129,9 +131,7 @@ impl AppCommServer {
     }
 
     /// The service at an address, in its present life.
-    fn enter(&mut self, address: Endpoint, name: &str, application: Option<&Application>, holder: OwnedFd) -> &mut Service {
-        let life = application.map(|application| application.incarnation);
-        let spec: Option<&ApplicationSpec> = application.map(|application| &application.spec);
+    fn enter(&mut self, address: Endpoint, name: &str, spec: Option<&ApplicationSpec>, life: Option<Incarnation>, holder: OwnedFd) -> &mut Service {
         let mut known = true;
         let service = self.services.entry(address.unmapped()).or_insert_with(|| {
             known = false;
@@ -175,16 +175,19 @@ impl AppCommServer {
         replay_connects(answer, context);
     }
 
-    /// A server listens: who waits for it is connected.
+    /// Addresses that a service has bound.
+    pub(super) fn addresses_of(&self, name: &str) -> Vec<Endpoint> {
+        self.services.iter().filter(|(_, service)| service.name == name).map(|(&address, _)| address).collect()
+    }
+
+    /// A server listens.
     pub(super) fn listening(&mut self, id: u64, context: &mut Context<'_>) {
         let Some(service) = self.service_of_listener(id) else { return };
         for listener in service.listeners.iter_mut().filter(|listener| listener.id == id) {
             listener.listening = true;
         }
         let address = service.address.unmapped();
-        for id in self.connections_of(address, |server| server.port.end.awaits_process()) {
-            self.dial(id, context);
-        }
+        self.listens(address, context);
     }
 
     /// The application has closed a listener: it is gone when the kernel says so.

@@ -20,6 +20,9 @@ pub(super) enum Step {
     /// It has bound its address.
     #[serde(rename = "bound_ms")]
     Bound,
+    /// It listens, and has answered its question if it has one.
+    #[serde(rename = "ready_ms")]
+    Ready,
     /// A first connection is connected to it.
     #[serde(rename = "reconnected_ms")]
     Reconnected,

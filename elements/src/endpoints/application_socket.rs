@@ -109,6 +109,17 @@ impl ApplicationSocket {
         }
     }
 
+    /// Waits until there is something to read, and reads it.
+    pub async fn hear(&self, buffer: &mut BytesMut) -> Reading {
+        loop {
+            let Ok(mut ready) = self.socket.readable().await else { return Reading::Ended(Ending::Gone) };
+            match self.read(buffer, READ_SIZE) {
+                Reading::Empty => ready.clear_ready(),
+                reading => return reading,
+            }
+        }
+    }
+
     /// Writes; the number of bytes taken, 0 when the application's buffer is full.
     ///
     /// # Errors
