@@ -26,22 +26,50 @@ fn noise(length: usize) -> Vec<u8> {
         .collect()
 }
 
+/// A file of so many bytes, its URL, and a server for it. What the server says depends on the request alone but for the time of
+/// day in the head of the answer, so a regenerated one differs in those bytes: the service says to go on.
+fn file_server(environment: &Environment, length: usize, options: &[&str]) -> (String, Vec<u8>) {
+    let root = environment.file("www");
+    std::fs::create_dir(&root).unwrap();
+    let content = noise(length);
+    std::fs::write(root.join("big.bin"), &content).unwrap();
+    let port = free_port().to_string();
+    let options = [&["--policy", "stream", "--on-divergence", "continue"], options].concat();
+    let root = root.to_str().unwrap();
+    environment.launch("files", &options, &["python3", "-m", "http.server", &port, "--bind", "127.0.0.1", "--directory", root]);
+    (format!("http://127.0.0.1:{port}/big.bin"), content)
+}
+
+#[test]
+fn clients_of_a_server_under_an_execution_armor_receive_the_identical_stream_over_two_kills() {
+    let environment = Environment::up();
+    let (url, content) = file_server(&environment, 40 << 20, &["--execution-armor"]);
+    let received = [1, 2, 3].map(|number| environment.file(&format!("received-{number}.bin")));
+    let clients = received.each_ref().map(|file| {
+        let mut curl = environment.run(&["curl", "-sS", "--limit-rate", "10M", "-o", file.to_str().unwrap(), &url]);
+        curl.stderr(Stdio::piped()).spawn().unwrap()
+    });
+    for part in [5 << 20, 20 << 20] {
+        environment.wait_for("every client to have a part", || {
+            let lengths = received.iter().map(|file| std::fs::metadata(file).map_or(0, |meta| meta.len()));
+            lengths.min().filter(|least| *least >= part)
+        });
+        environment.kill("files");
+    }
+    for (client, file) in clients.into_iter().zip(&received) {
+        let output = client.wait_with_output().unwrap();
+        assert!(output.status.success(), "curl: {}\n{}", text(&output), environment.logs());
+        assert!(std::fs::read(file).unwrap() == content, "another stream in {}\n{}", file.display(), environment.logs());
+    }
+    let recoveries = environment.recoveries("files");
+    assert!(recoveries.len() == 2 && recoveries.iter().all(|recovery| recovery["flowing_ms"].is_u64()), "{recoveries:?}");
+}
+
 #[test]
 fn curl_downloads_200_mb_from_python_over_three_kills_with_the_same_sha256() {
     let environment = Environment::up();
-    let root = environment.file("www");
-    std::fs::create_dir(&root).unwrap();
-    let content = noise(200 << 20);
-    std::fs::write(root.join("big.bin"), &content).unwrap();
-    let port = free_port().to_string();
-    // The head of the answer carries the time of day, so a regenerated one differs in those bytes: the service says to go on.
-    environment.launch(
-        "files",
-        &["--policy", "stream", "--on-divergence", "continue"],
-        &["python3", "-m", "http.server", &port, "--bind", "127.0.0.1", "--directory", root.to_str().unwrap()],
-    );
+    let (url, content) = file_server(&environment, 200 << 20, &[]);
     let downloaded = environment.file("downloaded.bin");
-    let url = format!("http://127.0.0.1:{port}/big.bin");
     let mut curl = environment.run(&["curl", "-sS", "--limit-rate", "60M", "-o", downloaded.to_str().unwrap(), &url]);
     let mut curl = curl.stderr(Stdio::piped()).spawn().unwrap();
     for part in [20, 60, 120] {

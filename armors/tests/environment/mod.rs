@@ -74,7 +74,7 @@ impl Environment {
 
     /// The application's row in the status.
     pub fn application(&self, name: &str) -> Option<Value> {
-        find(&self.status(), &|value| value.get("name").and_then(Value::as_str) == Some(name) && value.get("restarts").is_some())
+        self.listed("app_oversight", "applications").into_iter().find(|application| application["name"] == name)
     }
 
     /// Events of this name so far.
@@ -84,15 +84,21 @@ impl Environment {
         events.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()).filter(|event| event["what"] == what).collect()
     }
 
-    /// Connections as the ARMORs of servers see them.
-    pub fn server_ends(&self) -> Vec<Value> {
+    /// A list in the states of an element, of all ARMORs.
+    fn listed(&self, element: &str, list: &str) -> Vec<Value> {
         let status = self.status();
         let armors = status["armors"].as_array().cloned().unwrap_or_default();
-        armors
-            .iter()
-            .flat_map(|armor| armor["status"]["elements"]["APP_COMM_SERVER"]["state"]["connections"].as_array().cloned())
-            .flatten()
-            .collect()
+        armors.iter().flat_map(|armor| armor["status"]["elements"][element]["state"][list].as_array().cloned()).flatten().collect()
+    }
+
+    /// Connections as the ARMORs of servers see them.
+    pub fn server_ends(&self) -> Vec<Value> {
+        self.listed("APP_COMM_SERVER", "connections")
+    }
+
+    /// Timelines of a service's recoveries.
+    pub fn recoveries(&self, service: &str) -> Vec<Value> {
+        self.listed("APP_COMM_SERVER", "recoveries").into_iter().filter(|recovery| recovery["service"] == service).collect()
     }
 
     /// Bytes that servers have said to the clients that are connected now.
@@ -169,17 +175,6 @@ pub fn free_port() -> u16 {
         if TcpStream::connect(("127.0.0.1", port)).is_err() {
             return port;
         }
-    }
-}
-
-fn find(value: &Value, wanted: &dyn Fn(&Value) -> bool) -> Option<Value> {
-    if wanted(value) {
-        return Some(value.clone());
-    }
-    match value {
-        Value::Array(items) => items.iter().find_map(|item| find(item, wanted)),
-        Value::Object(fields) => fields.values().find_map(|item| find(item, wanted)),
-        _ => None,
     }
 }
 
