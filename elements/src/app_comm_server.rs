@@ -141,9 +141,7 @@ impl Element for AppCommServer {
             let name = service.map_or("", |service| &service.name);
             server.status(id, name, service.map_or(Incarnation(0), |service| service.incarnation))
         });
-        let applications = self.applications.iter().map(|(name, application)| (name.clone(), application.readiness.status()));
-        let readiness: serde_json::Map<_, _> = applications.collect();
-        serde_json::json!({ "connections": connections.collect::<Vec<_>>(), "recoveries": self.timelines, "readiness": readiness })
+        serde_json::json!({ "connections": connections.collect::<Vec<_>>(), "recoveries": self.timelines, "readiness": self.readiness_status() })
     }
 }
 

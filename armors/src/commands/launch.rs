@@ -58,7 +58,7 @@ pub(crate) struct Launch {
     /// Oversee it by an ARMOR process of its own instead of the node's daemon
     #[arg(long)]
     execution_armor: bool,
-    /// Wait until it has bound an address, at most so long; 0: do not wait
+    /// Wait until it listens and is ready, at most so long; 0: do not wait
     #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "10")]
     wait: Duration,
     /// Set an environment variable for it
@@ -151,8 +151,8 @@ impl Launch {
         let patience = self.wait.as_secs_f64();
         match seen.unready {
             Some(heard) if !seen.addresses.is_empty() => eprintln!(
-                "armor: {name} has not become ready within {patience} s (its last answer: {heard}); it goes on running and is asked again. \
-                 Look at its log, or give it longer with --wait."
+                "armor: {name} has bound its address but is not ready after {patience} s: {heard}. It goes on running. Look at its log, or \
+                 give it longer with --wait."
             ),
             _ => eprintln!(
                 "armor: {name} has not bound an address within {patience} s; it goes on running. Look at its log, give it longer with --wait, or \
@@ -244,7 +244,7 @@ struct Watch<'a> {
 struct Seen {
     /// That it has bound.
     addresses: Vec<String>,
-    /// Its last answer, while it has not become ready.
+    /// Why it is not ready, while it is not.
     unready: Option<String>,
 }
 

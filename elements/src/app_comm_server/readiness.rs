@@ -49,14 +49,12 @@ impl Readiness {
         if spec.ready.is_some() { Readiness::Unasked } else { Readiness::Ready }
     }
 
-    /// What `armor status` shows.
-    pub(super) fn status(&self) -> serde_json::Value {
-        let (ready, heard) = match self {
-            Readiness::Ready => (true, None),
-            Readiness::Unasked => (false, None),
-            Readiness::Asked(asking) => (false, Some(&asking.heard)),
-        };
-        serde_json::json!({ "ready": ready, "heard": heard })
+    /// Why an application that listens is not ready: what it answered last.
+    pub(super) fn heard(&self) -> Option<&str> {
+        match self {
+            Readiness::Asked(asking) => Some(&asking.heard),
+            Readiness::Ready | Readiness::Unasked => None,
+        }
     }
 
     /// The socket that answers for the options of a connection that asks.
@@ -73,6 +71,17 @@ impl AppCommServer {
     fn readiness(&self, service: &Service) -> Option<&Readiness> {
         let application = self.applications.get(&service.name).filter(|application| service.supervised && application.alive)?;
         Some(&application.readiness)
+    }
+
+    /// What `armor status` shows: whether an application's clients may be connected to it, and its last answer while not.
+    pub(super) fn readiness_status(&self) -> serde_json::Value {
+        let status = self.applications.iter().map(|(name, application)| {
+            let ready = self.services.values().any(|service| service.name == *name && self.is_ready(service));
+            let heard = application.readiness.heard().unwrap_or("it does not listen");
+            let heard = Some(heard).filter(|_| !ready);
+            (name.clone(), serde_json::json!({ "ready": ready, "heard": heard }))
+        });
+        serde_json::Value::Object(status.collect())
     }
 
     /// A client may be connected now.
