@@ -34,7 +34,7 @@ pub(crate) struct Counters {
     pub(crate) unroutable: Counter,
     /// Messages dropped because no element hears one of their operations.
     pub(crate) unknown_operation: Counter,
-    /// Messages dropped because they, or one of their operations, could not be decoded.
+    /// Messages dropped because they, or one of their operations, could not be decoded or may not come from outside.
     pub(crate) undecodable: Counter,
     /// Messages that were processed before and are only acknowledged again.
     pub(crate) duplicates: Counter,

@@ -9,17 +9,20 @@ use std::collections::VecDeque;
 
 use armor_proto::frame::Frame;
 use armor_proto::message::{Flags, Message};
-use armor_proto::operation::{AnyOperation, BundledOperation, Operation};
+use armor_proto::operation::{AnyOperation, BundledOperation, Operation, OperationKind};
 
 use super::visit::{Arrival, Visit, key};
 use super::{Armor, Place};
 use crate::arbiter::{Parked, Remote};
 use crate::context::Routed;
 use crate::events::Event;
-use crate::operations::{Route, Shutdown, StatusQuery, StatusReport};
+use crate::operations::{Route, SendReliable, Shutdown, StateCaptured, StatusQuery, StatusReport};
 
 /// Most messages that may wait for dispatch in one ARMOR; one more is dropped, counted and reported.
 pub const MAX_QUEUE: usize = 65_536;
+
+/// Operations that a dispatcher makes itself. From outside they are refused: nobody else captures an element's state, for example.
+const INSIDE_ONLY: [OperationKind; 3] = [Route::KIND, SendReliable::KIND, StateCaptured::KIND];
 
 /// What waits for dispatch.
 pub(super) enum Queued {
@@ -201,6 +204,11 @@ impl Armor {
                 }
                 self.counters.unknown_operation.count();
                 Err(Event::new("unknown-operation").with("operation", typed.name()))
+            }
+            BundledOperation::Encoded { kind, .. } if INSIDE_ONLY.contains(&kind) => {
+                self.counters.undecodable.count();
+                let operation = format!("{:#06x}", kind.0);
+                Err(Event::new("operation-refused").with("operation", operation).with("reason", "it is for use inside one ARMOR"))
             }
             BundledOperation::Encoded { kind, body } => {
                 let Some(decoder) = self.decoders.get(&kind) else {

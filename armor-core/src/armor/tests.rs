@@ -306,6 +306,16 @@ fn an_operation_with_wrong_fields_is_refused_and_counted() {
 }
 
 #[test]
+fn operations_that_a_dispatcher_makes_itself_are_refused_from_outside() {
+    let armor = armor();
+    let mut message = Message::new(Bundle::new(ME, Route {}).then(note("never")));
+    message.source = ArmorId(9);
+    armor.deliver_frame(&message);
+    assert_eq!(armor.counters.undecodable.value(), 1);
+    assert!(heard().is_empty());
+}
+
+#[test]
 fn status_is_answered_to_the_one_who_asked() {
     let armor = armor();
     let mut query = Message::to(ME, StatusQuery {});
