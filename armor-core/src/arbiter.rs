@@ -100,6 +100,7 @@ pub(crate) enum Request {
     SendReliable(Message),
     Received(Frame),
     Event(Event),
+    Complaint(Event),
     Captured(Vec<u8>),
     Shutdown,
 }

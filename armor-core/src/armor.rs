@@ -17,6 +17,7 @@ mod visit;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::{Rc, Weak};
+use std::time::Instant;
 
 use armor_proto::operation::{Operation, OperationKind};
 
@@ -28,8 +29,9 @@ use crate::element::{AnyElement, Decoder, Setup};
 use crate::events::Event;
 use crate::operations::{Shutdown, StatusQuery};
 use counters::Counters;
-pub use dispatch::MAX_QUEUE;
 use dispatch::Queue;
+pub use dispatch::{MAX_OPERATIONS, MAX_QUEUE};
+pub use effects::MAX_COMPLAINTS;
 use visit::Arrivals;
 pub(crate) use visit::Visit;
 
@@ -60,6 +62,8 @@ pub struct Armor {
     next_message: Cell<u64>,
     arrivals: RefCell<Arrivals>,
     counters: Counters,
+    /// Since when complaints are counted, and how many there were.
+    complaints: Cell<(Instant, u32)>,
     ending: Cell<bool>,
     spawner: Rc<dyn Spawner>,
     end: Box<dyn Fn()>,
@@ -99,6 +103,7 @@ impl Armor {
             next_message: Cell::new(u64::from(nonce) << 32),
             arrivals: RefCell::default(),
             counters: Counters::default(),
+            complaints: Cell::new((Instant::now(), 0)),
             ending: Cell::new(false),
             spawner,
             end,
@@ -168,6 +173,7 @@ impl Armor {
             })
             .collect();
         let mut counters = self.counters.status();
+        counters["unfinished"] = self.arrivals.borrow().unfinished().into();
         counters["parked"] = self.remotes().map(Remote::parked).sum::<usize>().into();
         serde_json::json!({
             "armor": self.setup.armor.to_string(), "name": self.setup.name, "kind": self.setup.kind,

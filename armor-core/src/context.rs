@@ -73,6 +73,8 @@ pub enum Effect {
     Spawn(Pin<Box<dyn Future<Output = ()>>>),
     /// Something that an operator wants to know.
     Event(Event),
+    /// Something that went wrong with a message; told at most so often ([`crate::armor::MAX_COMPLAINTS`]).
+    Complaint(Event),
     /// The element's state has changed and should be captured.
     StateChanged,
     /// End this ARMOR in an orderly way.
@@ -137,10 +139,12 @@ impl<'a> Context<'a> {
 
     /// Puts an operation in front of those that are left in the current bundle (thesis §3.2.1: nested invocation).
     pub fn push_operation(&mut self, operation: impl Into<BundledOperation>) {
-        if let Some(bundle) = self.message.as_deref_mut().and_then(Message::top_mut)
-            && bundle.operations.len() < Message::MAX_OPERATIONS
-        {
+        let Some(bundle) = self.message.as_deref_mut().and_then(Message::top_mut) else { return };
+        if bundle.operations.len() < Message::MAX_OPERATIONS {
             bundle.operations.push_front(operation.into());
+        } else {
+            let refused = Event::new("operation-refused").with("operation", format!("{:#06x}", operation.into().kind().0));
+            self.effects.push(Effect::Complaint(refused.with("reason", "the message's bundle is full")));
         }
     }
 
@@ -150,7 +154,7 @@ impl<'a> Context<'a> {
         if let Some(message) = self.message.as_deref_mut()
             && message.push(bundle).is_err()
         {
-            self.effects.push(Effect::Event(Event::new("bundle-refused").with("reason", "the message's stack is full")));
+            self.effects.push(Effect::Complaint(Event::new("bundle-refused").with("reason", "the message's stack is full")));
         }
     }
 

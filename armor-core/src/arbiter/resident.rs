@@ -87,6 +87,7 @@ impl Resident {
                 Effect::SendReliable(message) => Request::SendReliable(message),
                 Effect::Received(frame) => Request::Received(frame),
                 Effect::Event(event) => Request::Event(event),
+                Effect::Complaint(event) => Request::Complaint(event),
                 Effect::Shutdown => Request::Shutdown,
                 Effect::StateChanged => Request::Captured(cell.element().borrow().capture()?),
                 Effect::Timer(pause, token) => {

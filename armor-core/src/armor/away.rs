@@ -46,6 +46,7 @@ impl Armor {
                 Request::SendReliable(message) => self.send_reliable(message),
                 Request::Received(frame) => self.enqueue(Queued::Frame(frame)),
                 Request::Event(event) => self.report(event),
+                Request::Complaint(event) => self.complain(event),
                 Request::Captured(state) => self.captured(remote.name(), state),
                 Request::Shutdown => self.shutdown(),
             }

@@ -1,7 +1,7 @@
 //! What an ARMOR counts, for `armor status`.
 //!
 //! Invariant: a message that was taken up for dispatch ends in exactly one of `finished`, `routed`, `unroutable`,
-//! `unknown_operation`, `undecodable`, `repeated` and `congested`, or is parked at an element with an Arbiter of its own.
+//! `unknown_operation`, `undecodable`, `runaway`, `repeated` and `congested`, or is parked at an element with an Arbiter of its own.
 
 use std::cell::Cell;
 
@@ -36,6 +36,8 @@ pub(crate) struct Counters {
     pub(crate) unknown_operation: Counter,
     /// Messages dropped because they, or one of their operations, could not be decoded or may not come from outside.
     pub(crate) undecodable: Counter,
+    /// Messages dropped because their operations pushed further ones without end.
+    pub(crate) runaway: Counter,
     /// Messages that were processed before and are only acknowledged again.
     pub(crate) duplicates: Counter,
     /// Messages dropped because an earlier copy of them is still being processed.
@@ -44,6 +46,8 @@ pub(crate) struct Counters {
     pub(crate) congested: Counter,
     /// Messages refused because the queue was full; they were never taken up.
     pub(crate) overflow: Counter,
+    /// Events about refused or dropped messages that were not told, because too many were.
+    pub(crate) untold: Counter,
 }
 
 impl Counters {
@@ -52,8 +56,10 @@ impl Counters {
             "taken": self.taken.value(), "processed": self.processed.value(), "finished": self.finished.value(),
             "routed": self.routed.value(), "unroutable": self.unroutable.value(),
             "unknown_operation": self.unknown_operation.value(), "undecodable": self.undecodable.value(),
+            "runaway": self.runaway.value(),
             "duplicates": self.duplicates.value(), "repeated": self.repeated.value(),
             "congested": self.congested.value(), "overflow": self.overflow.value(),
+            "untold": self.untold.value(),
         })
     }
 }

@@ -11,7 +11,7 @@ use armor_proto::frame::Frame;
 use armor_proto::message::{Flags, Message};
 use armor_proto::operation::{AnyOperation, BundledOperation, Operation, OperationKind};
 
-use super::visit::{Arrival, Visit, key};
+use super::visit::{Arrival, Visit};
 use super::{Armor, Place};
 use crate::arbiter::{Parked, Remote};
 use crate::context::Routed;
@@ -20,6 +20,13 @@ use crate::operations::{Route, SendReliable, Shutdown, StateCaptured, StatusQuer
 
 /// Most messages that may wait for dispatch in one ARMOR; one more is dropped, counted and reported.
 pub const MAX_QUEUE: usize = 65_536;
+
+/// Most operations of one message that are processed while it is in one ARMOR: as many as the largest message brings. One that has more, because
+/// its operations push further ones without end, is dropped, counted and reported.
+pub const MAX_OPERATIONS: u32 = (Message::MAX_BUNDLES * Message::MAX_OPERATIONS) as u32;
+
+/// Messages and operations after which the dispatcher lets sockets, timers and tasks have the thread, although more wait.
+const SLICE: u64 = 4096;
 
 /// Operations that a dispatcher makes itself. From outside they are refused: nobody else captures an element's state, for example.
 const INSIDE_ONLY: [OperationKind; 3] = [Route::KIND, SendReliable::KIND, StateCaptured::KIND];
@@ -35,6 +42,16 @@ pub(super) enum Queued {
 pub(super) struct Queue {
     waiting: RefCell<VecDeque<Queued>>,
     draining: Cell<bool>,
+    /// Whether a task goes on with what waits.
+    later: Cell<bool>,
+    /// Messages and operations dispatched so far.
+    dispatched: Cell<u64>,
+}
+
+impl Queue {
+    fn count(&self) {
+        self.dispatched.set(self.dispatched.get() + 1);
+    }
 }
 
 impl Armor {
@@ -48,14 +65,21 @@ impl Armor {
         waiting.push_back(queued);
     }
 
-    /// Dispatches until nothing waits.
+    /// Dispatches until nothing waits. After a slice of work the rest is left to a task, so that elements that send to themselves without
+    /// end hold up nothing else.
     pub(super) fn drain(&self) {
         if self.queue.draining.replace(true) {
             return;
         }
+        let until = self.queue.dispatched.get() + SLICE;
         loop {
+            if self.queue.dispatched.get() >= until {
+                self.drain_later();
+                break;
+            }
             let next = self.queue.waiting.borrow_mut().pop_front();
             let Some(next) = next else { break };
+            self.queue.count();
             self.counters.taken.count();
             match next {
                 Queued::Message(message) => self.begin(Visit::of(message)),
@@ -63,6 +87,20 @@ impl Armor {
             }
         }
         self.queue.draining.set(false);
+    }
+
+    fn drain_later(&self) {
+        if self.queue.later.replace(true) {
+            return;
+        }
+        let armor = self.this.clone();
+        self.spawner.spawn(Box::pin(async move {
+            tokio::task::yield_now().await;
+            if let Some(armor) = armor.upgrade() {
+                armor.queue.later.set(false);
+                armor.drain();
+            }
+        }));
     }
 
     fn receive(&self, frame: Frame) {
@@ -76,7 +114,7 @@ impl Armor {
             Ok(message) => self.begin(Visit::of_frame(message, &frame)),
             Err(error) => {
                 self.counters.undecodable.count();
-                self.report(Event::new("frame-refused").with("source", frame.source).with("reason", error));
+                self.complain(Event::new("frame-refused").with("source", frame.source).with("reason", error));
             }
         }
     }
@@ -107,7 +145,7 @@ impl Armor {
     /// Processes bundles that are for this ARMOR, and lets the message travel on. `resumed` is an operation, and the position
     /// among its subscribers from which it is still to be delivered.
     pub(super) fn proceed(&self, mut visit: Visit, mut resumed: Option<(Box<dyn AnyOperation>, usize)>) {
-        let unfinished = visit.unfinished.then(|| key(&visit.message));
+        let unfinished = visit.unfinished;
         loop {
             let (operation, from) = match resumed.take() {
                 Some(resumed) => resumed,
@@ -125,13 +163,22 @@ impl Armor {
                         self.counters.processed.count();
                         continue;
                     };
+                    if visit.operations >= MAX_OPERATIONS {
+                        self.counters.runaway.count();
+                        let runaway =
+                            Event::new("message-runaway").with("source", visit.message.source).with("operations", visit.operations);
+                        self.complain(runaway.with("operation", format!("{:#06x}", operation.kind().0)));
+                        break;
+                    }
+                    visit.operations += 1;
+                    self.queue.count();
                     match self.decode(operation) {
                         Ok(operation) => {
                             self.own(&*operation, &visit.message);
                             (operation, 0)
                         }
                         Err(why) => {
-                            self.report(why.with("source", visit.message.source));
+                            self.complain(why.with("source", visit.message.source));
                             break;
                         }
                     }
@@ -161,8 +208,8 @@ impl Armor {
     fn park(&self, remote: &Remote, index: usize, mut visit: Visit, operation: Box<dyn AnyOperation>, next: usize) {
         let bytes = visit.bytes();
         if !remote.has_room(bytes) {
-            if visit.unfinished {
-                self.arrivals.borrow_mut().left(key(&visit.message));
+            if let Some(key) = visit.unfinished {
+                self.arrivals.borrow_mut().left(key);
             }
             self.refuse(remote);
             return;
@@ -177,7 +224,7 @@ impl Armor {
     fn refuse(&self, remote: &Remote) {
         self.counters.congested.count();
         if let Some(event) = remote.refused() {
-            self.report(event);
+            self.complain(event);
         }
     }
 

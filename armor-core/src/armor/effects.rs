@@ -1,6 +1,7 @@
 //! Carries out what elements ask for, when their handlers have returned.
 
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use armor_proto::ids::{ArmorId, MessageId};
 use armor_proto::message::Message;
@@ -13,6 +14,9 @@ use crate::context::{Effect, Effects, Routed};
 use crate::events::Event;
 use crate::operations::{EventReport, SendReliable, StateCaptured};
 
+/// Most events a second about messages that were refused or dropped; the counters tell of the rest.
+pub const MAX_COMPLAINTS: u32 = 100;
+
 impl Armor {
     pub(super) fn carry_out(&self, cell: &Rc<ElementCell>, mut effects: Effects) {
         for effect in effects.drain(..) {
@@ -23,6 +27,7 @@ impl Armor {
                 Effect::Timer(pause, token) => self.spawner.timer(pause, Rc::clone(cell), token),
                 Effect::Spawn(task) => self.spawner.spawn(task),
                 Effect::Event(event) => self.report(event),
+                Effect::Complaint(event) => self.complain(event),
                 Effect::StateChanged => self.capture(cell),
                 Effect::Shutdown => self.shutdown(),
                 Effect::FailStop(reason) => fail_stop(&self.setup.name, cell.name(), &reason),
@@ -55,7 +60,7 @@ impl Armor {
         let destination = message.destination().unwrap_or(ArmorId::NONE);
         if !self.offer(&SendReliable {}, Routed::Message(message)) {
             let reason = "no element of this ARMOR hears MSG_SEND_RELIABLE; add reliable_messaging to its composition";
-            self.report(Event::new("message-refused").with("destination", destination).with("reason", reason));
+            self.complain(Event::new("message-refused").with("destination", destination).with("reason", reason));
         }
     }
 
@@ -70,6 +75,21 @@ impl Armor {
             return;
         }
         self.send(Message::to(destination, EventReport { event }));
+    }
+
+    /// Reports what a message or an element did wrong. Whoever can do so without end must not fill the event log.
+    pub(super) fn complain(&self, event: Event) {
+        let now = Instant::now();
+        let (since, told) = self.complaints.get();
+        if now.saturating_duration_since(since) >= Duration::from_secs(1) {
+            self.complaints.set((now, 1));
+        } else if told < MAX_COMPLAINTS {
+            self.complaints.set((since, told + 1));
+        } else {
+            self.counters.untold.count();
+            return;
+        }
+        self.report(event);
     }
 
     fn capture(&self, cell: &ElementCell) {

@@ -17,13 +17,14 @@ use super::*;
 use crate::composition::{Composition, Thread};
 use crate::context::Routed;
 use crate::element::{Element, ElementKind, Operations};
-use crate::operations::{BundleAck, Route, SendReliable};
+use crate::operations::{BundleAck, EventReport, Route, SendReliable};
 
 armor_proto::operations! { TEST_OPERATIONS;
     0x7f00 MSG_NOTE => pub struct Note { text: String }
     0x7f01 MSG_NEST => pub struct Nest {}
     0x7f02 MSG_UNHEARD => pub struct Unheard {}
     0x7f03 MSG_BOTH => pub struct Both {}
+    0x7f04 MSG_ENDLESS => pub struct Endless { bundles: bool }
 }
 
 thread_local! {
@@ -68,6 +69,13 @@ impl Element for First {
         operations.on(|_, _: &Nest, context| {
             context.push_operation(note("pushed"));
             context.push_bundle(Bundle::new(ArmorId(77), note("elsewhere")));
+        });
+        operations.on(|_, endless: &Endless, context| {
+            if endless.bundles {
+                context.push_bundle(Bundle::new(ME, endless.clone()));
+            } else {
+                context.push_operation(endless.clone());
+            }
         });
         operations.on(|_, _: &Both, context| {
             context.send_reliable(Message::to(ArmorId(9), note("reliable")));
@@ -313,6 +321,73 @@ fn operations_that_a_dispatcher_makes_itself_are_refused_from_outside() {
     armor.deliver_frame(&message);
     assert_eq!(armor.counters.undecodable.value(), 1);
     assert!(heard().is_empty());
+}
+
+#[test]
+fn a_message_whose_operations_push_further_ones_without_end_is_dropped_counted_and_told() {
+    let armor = armor();
+    armor.deliver(Message::new(Bundle::new(ME, Endless { bundles: false }).then(note("never"))));
+    assert_eq!(armor.counters.runaway.value(), 1);
+    armor.deliver(Message::to(ME, note("next")));
+    assert_eq!(heard(), ["first next", "count 1", "second next"]);
+    let told: Vec<Event> = ROUTED.take().iter().filter_map(event).collect();
+    assert_eq!(told.len(), 1);
+    assert_eq!((told[0].what.as_str(), told[0].values["operations"].as_str()), ("message-runaway", MAX_OPERATIONS.to_string().as_str()));
+}
+
+#[test]
+fn a_message_whose_bundles_push_further_ones_ends_when_its_stack_is_full() {
+    let armor = armor();
+    armor.deliver(Message::new(Bundle::new(ME, Endless { bundles: true }).then(note("rest"))));
+    assert_eq!(heard(), ["first rest", "count 1", "second rest"]);
+    let told: Vec<String> = ROUTED.take().iter().filter_map(event).map(|event| event.what).collect();
+    assert_eq!(told, ["bundle-refused"]);
+    assert_eq!((armor.counters.finished.value(), armor.counters.processed.value()), (1, Message::MAX_BUNDLES as u64));
+}
+
+#[test]
+fn the_largest_message_is_processed_to_its_end() {
+    let armor = armor();
+    let bundle = || {
+        let mut bundle = Bundle::new(ME, note("x"));
+        bundle.operations.extend((1..Message::MAX_OPERATIONS).map(|_| note("x").into()));
+        bundle
+    };
+    let mut message = Message::new(bundle());
+    while message.push(bundle()).is_ok() {}
+    armor.deliver(message);
+    assert_eq!((armor.counters.finished.value(), armor.counters.runaway.value()), (1, 0));
+    assert_eq!(heard().len(), 3 * MAX_OPERATIONS as usize);
+}
+
+#[test]
+fn complaints_are_told_at_a_bounded_rate_and_the_others_counted() {
+    let armor = armor();
+    let began = Instant::now();
+    for _ in 0..1000 {
+        armor.deliver(Message::to(ME, Unheard {}));
+    }
+    let seconds = began.elapsed().as_secs() + 1;
+    let told = ROUTED.take().iter().filter_map(event).count() as u64;
+    assert_eq!(armor.counters.unknown_operation.value(), 1000);
+    assert_eq!(told + armor.counters.untold.value(), 1000);
+    assert!((1..=(seconds + 1) * u64::from(MAX_COMPLAINTS)).contains(&told), "{told} told in {seconds} s");
+}
+
+fn event(routed: &Routed) -> Option<Event> {
+    let Routed::Message(message) = routed else { return None };
+    armor_proto::message::downcast::<EventReport>(&message.top()?.operations[0]).map(|report| report.event.clone())
+}
+
+#[test]
+fn a_full_bundle_takes_no_more_operations_and_says_so() {
+    let armor = armor();
+    let mut bundle = Bundle::new(ME, Nest {});
+    bundle.operations.extend((0..Message::MAX_OPERATIONS).map(|number| note(&number.to_string()).into()));
+    armor.deliver(Message::new(bundle));
+    let told: Vec<Event> = ROUTED.take().iter().filter_map(event).collect();
+    assert_eq!(told.len(), 1);
+    assert_eq!((told[0].what.as_str(), told[0].values["operation"].as_str()), ("operation-refused", "0x7f00"));
 }
 
 #[test]

@@ -10,24 +10,29 @@ use armor_proto::ids::{ArmorId, MessageId};
 use armor_proto::message::{Flags, Message};
 use armor_proto::reliable::Seen;
 
+/// By what acknowledged messages are told apart.
+pub(super) type Key = (ArmorId, MessageId);
+
 /// A message while it is in this ARMOR.
 pub(crate) struct Visit {
     pub(crate) message: Message,
     /// Size of the frame in which it came; 0 when it was made here.
     pub(super) frame_bytes: usize,
-    /// Whether [`Arrivals`] knows that it is not done yet.
-    pub(super) unfinished: bool,
+    /// Operations that were processed.
+    pub(super) operations: u32,
+    /// As what [`Arrivals`] knows that it is not done yet. Handlers may change the message's own source and number.
+    pub(super) unfinished: Option<Key>,
 }
 
 impl Visit {
     /// Of a message that was made here.
     pub(crate) fn of(message: Message) -> Visit {
-        Visit { message, frame_bytes: 0, unfinished: false }
+        Visit { message, frame_bytes: 0, operations: 0, unfinished: None }
     }
 
     /// Of a message that came in a frame.
     pub(super) fn of_frame(message: Message, frame: &Frame) -> Visit {
-        Visit { message, frame_bytes: frame.bytes().len(), unfinished: false }
+        Visit { message, frame_bytes: frame.bytes().len(), operations: 0, unfinished: None }
     }
 
     /// Bytes that it holds on to while it is parked.
@@ -52,7 +57,7 @@ pub(super) enum Arrival {
 pub(super) struct Arrivals {
     seen: Seen,
     /// Those that are parked: an element in another thread works on them. At most as many as may be parked.
-    unfinished: HashSet<(ArmorId, MessageId)>,
+    unfinished: HashSet<Key>,
 }
 
 impl Arrivals {
@@ -68,17 +73,23 @@ impl Arrivals {
 
     /// The visit lasts longer than the call that began it.
     pub(super) fn lasts(&mut self, visit: &mut Visit) {
-        if visit.message.flags.contains(Flags::EXPECT_ACK) && !visit.unfinished {
-            visit.unfinished = self.unfinished.insert(key(&visit.message));
+        if visit.message.flags.contains(Flags::EXPECT_ACK) && visit.unfinished.is_none() {
+            let key = key(&visit.message);
+            visit.unfinished = self.unfinished.insert(key).then_some(key);
         }
     }
 
     /// Such a visit is over.
-    pub(super) fn left(&mut self, key: (ArmorId, MessageId)) {
+    pub(super) fn left(&mut self, key: Key) {
         self.unfinished.remove(&key);
+    }
+
+    /// How many such visits there are.
+    pub(super) fn unfinished(&self) -> usize {
+        self.unfinished.len()
     }
 }
 
-pub(super) fn key(message: &Message) -> (ArmorId, MessageId) {
+fn key(message: &Message) -> Key {
     (message.source, message.id)
 }
