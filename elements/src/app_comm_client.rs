@@ -414,7 +414,8 @@ impl Proxy for AppCommClient {
                     self.refused(id, errno, context);
                 }
             }
-            EndEvent::Recovered { .. } => {}
+            // These are said by a server's end.
+            EndEvent::Replayed | EndEvent::Recovered { .. } => {}
             EndEvent::Drained => self.forget(id, context),
         }
     }

@@ -6,7 +6,8 @@
 //! `MSG_APPCOMM_DATA`, `MSG_APPCOMM_ACK`, `MSG_APPCOMM_RESET`.
 //! Emits: `MSG_APP_REGISTER_SERVER`, `MSG_APP_UNREGISTER_SERVER`, `MSG_APPCOMM_REPLAY_CONNECT`, `MSG_APPCOMM_CONNECT_REPLY`,
 //! `MSG_APPCOMM_REPLAY`, `MSG_APPCOMM_DATA`, `MSG_APPCOMM_ACK`, `MSG_APPCOMM_RESET`.
-//! Configuration: `allowed_uids`, `window_bytes`, `fate_ms` (how long an unannounced end of a stream waits for the process's fate).
+//! Configuration: `allowed_uids`, `window_bytes`, `fate_ms` (how long an unannounced end of a stream waits for the process's fate),
+//! `max_connections`.
 //!
 //! What servers bind is in `services`, the ends of connections in `connections`, the failures of processes in `failures`, how
 //! recoveries went in `timelines`, and `readiness` tells when a server that listens may be connected to.
@@ -54,11 +55,12 @@ pub struct Config {
     allowed_uids: Vec<u32>,
     window_bytes: u32,
     fate_ms: u64,
+    max_connections: usize,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Config { allowed_uids: Vec::new(), window_bytes: 1 << 20, fate_ms: 100 }
+        Config { allowed_uids: Vec::new(), window_bytes: 1 << 20, fate_ms: 100, max_connections: 65_536 }
     }
 }
 
@@ -88,7 +90,7 @@ pub struct AppCommServer {
 impl Element for AppCommServer {
     const NAME: &'static str = "APP_COMM_SERVER";
     const PURPOSE: &'static str = "hook-up of server applications; proxy of the clients towards them; recovery (thesis §4.2.2, §4.5.1)";
-    const EXAMPLE: &'static str = "allowed_uids = []\nwindow_bytes = 1048576\nfate_ms = 100\n";
+    const EXAMPLE: &'static str = "allowed_uids = []\nwindow_bytes = 1048576\nfate_ms = 100\nmax_connections = 65536\n";
     type Config = Config;
 
     fn new(config: Config, setup: &Setup) -> Result<Self, String> {
@@ -137,9 +139,7 @@ impl Element for AppCommServer {
 
     fn status(&self) -> serde_json::Value {
         let connections = self.servers.iter().map(|(&id, server)| {
-            let service = self.services.get(&server.address);
-            let name = service.map_or("", |service| &service.name);
-            server.status(id, name, service.map_or(Incarnation(0), |service| service.incarnation))
+            server.status(id, self.services.get(&server.address).map_or(Incarnation(0), |service| service.incarnation))
         });
         serde_json::json!({ "connections": connections.collect::<Vec<_>>(), "recoveries": self.timelines, "readiness": self.readiness_status() })
     }

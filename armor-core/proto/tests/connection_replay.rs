@@ -22,6 +22,8 @@ fn a_turn_cuts_the_log_and_a_new_process_is_fed_from_there() {
     pair.server_says("2");
     pair.restart();
     assert_eq!(pair.heard(), ("two", "12"));
+    let recovery = [Event::Reconnected { service: Incarnation(2), replayed: 3 }, Event::Replayed];
+    assert!(pair.server_events.ends_with(&recovery), "{:?}", pair.server_events);
     pair.server_says("2 and more");
     assert_eq!(pair.heard(), ("two", "12 and more"));
     assert!(pair.server_events.contains(&Event::Recovered { regenerated: 1 }));

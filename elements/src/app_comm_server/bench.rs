@@ -33,7 +33,7 @@ pub(super) struct Bench {
     setup: Setup,
     pub(super) events: Vec<Event>,
     registrations: VecDeque<AppRegisterServer>,
-    records: VecDeque<(Record, Bytes)>,
+    records: Vec<(Record, Bytes)>,
 }
 
 /// A server application's listener.
@@ -69,7 +69,7 @@ impl Bench {
         let armor = ArmorId(number ^ u64::from(std::process::id()) << 48);
         let setup = Setup { armor, name: "node".into(), kind: "daemon".into(), run_dir: "/".into() };
         let element = AppCommServer::new(super::Config::default(), &setup).unwrap();
-        Bench { element, setup, events: Vec::new(), registrations: VecDeque::new(), records: VecDeque::new() }
+        Bench { element, setup, events: Vec::new(), registrations: VecDeque::new(), records: Vec::new() }
     }
 
     /// Calls the element and sorts what it wants.
@@ -108,7 +108,7 @@ impl Bench {
             return;
         };
         assert_eq!(message.destination(), Some(CLIENTS));
-        self.records.push_back((record, message.payload.clone()));
+        self.records.push((record, message.payload.clone()));
     }
 
     pub(super) fn started(&mut self, spec: &ApplicationSpec, incarnation: u32) {
@@ -117,12 +117,17 @@ impl Bench {
     }
 
     pub(super) fn failed(&mut self, spec: &ApplicationSpec, incarnation: u32, restarting: bool) {
+        self.ended(spec, incarnation, "signal: 9", restarting);
+    }
+
+    /// The process has ended: `how` is "exit status: 0" when in order.
+    pub(super) fn ended(&mut self, spec: &ApplicationSpec, incarnation: u32, how: &str, restarting: bool) {
         let failed = AppFailed {
             name: spec.name.clone(),
             pid: 1,
             incarnation: Incarnation(incarnation),
-            how: "signal: 9".into(),
-            orderly: false,
+            how: how.into(),
+            orderly: how == "exit status: 0",
             restarting,
             failed_at_ms: armor_core::events::now_ms(),
         };
@@ -131,9 +136,18 @@ impl Bench {
 
     /// An application binds: what its shim gets from the ARMOR, when APP_SERVER_DB has answered with these clients.
     pub(super) fn bind(&mut self, service: &str, port: u16, clients: &[ConnectionId]) -> Served {
+        self.bind_with(service, port, clients, false)
+    }
+
+    /// Another of its processes binds the same address, with SO_REUSEPORT.
+    pub(super) fn bind_again(&mut self, service: &str, served: &Served) -> Served {
+        self.bind_with(service, served.address.port, &[], true)
+    }
+
+    fn bind_with(&mut self, service: &str, port: u16, clients: &[ConnectionId], reuse_port: bool) -> Served {
         let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
         let addr = Endpoint::new([127, 0, 0, 1].into(), port);
-        let request = Request::Register { addr, service: Some(service.into()), pid: 1, v6_only: false, reuse_port: false };
+        let request = Request::Register { addr, service: Some(service.into()), pid: 1, v6_only: false, reuse_port };
         let (reply, asker) = ReplyTo::pair();
         self.call(|element, context| element.asked(Asked { request, socket: Some(socket), pid: 1, reply }, context));
         let AppRegisterServer { row, request } = self.registrations.pop_front().unwrap();
@@ -165,6 +179,13 @@ impl Bench {
         served
     }
 
+    /// The application closes its listener, announced.
+    pub(super) fn close(&mut self, served: Served) {
+        let id = served.id;
+        drop(served);
+        self.call(|element, context| element.close_listener(id, context));
+    }
+
     /// The watching task of a connection finds it readable.
     pub(super) fn readable(&mut self, client: &Client) -> Option<Read> {
         let life = self.element.servers.get(&client.id)?.life;
@@ -174,6 +195,12 @@ impl Bench {
     /// The shim tells that the application has closed its socket.
     pub(super) fn announce_close(&mut self, client: &Client) {
         self.call(|element, context| element.announced(client.id, Announced::Closed, context));
+    }
+
+    /// The time for a word about the end of a connection's stream is over.
+    pub(super) fn fate(&mut self, client: &Client) {
+        let life = self.element.servers[&client.id].life;
+        self.call(|element, context| element.fate(client.id, life, context));
     }
 
     pub(super) fn client(&mut self, served: &Served, recovery: Policy) -> Client {
@@ -200,7 +227,8 @@ impl Bench {
                 moved = true;
                 self.deliver(client, record, payload);
             }
-            while let Some((record, payload)) = self.records.pop_front() {
+            let own: Vec<_> = self.records.extract_if(.., |(record, _)| connection_of(record) == client.id).collect();
+            for (record, payload) in own {
                 moved = true;
                 client.take(record, payload, now);
             }
@@ -257,6 +285,17 @@ impl Bench {
 
     pub(super) fn told(&self, what: &str) -> Vec<&Event> {
         self.events.iter().filter(|event| event.what == what).collect()
+    }
+}
+
+fn connection_of(record: &Record) -> ConnectionId {
+    match record {
+        Record::ConnectRequest(request) => request.connection,
+        Record::ConnectReply(reply) => reply.connection,
+        Record::Data(data) => data.connection,
+        Record::Ack(ack) => ack.connection,
+        Record::Reset(reset) => reset.connection,
+        Record::Replay(replay) => replay.connection,
     }
 }
 

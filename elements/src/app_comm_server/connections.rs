@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use armor_core::context::Context;
@@ -33,7 +34,13 @@ pub(super) enum State {
 /// One server's end.
 pub(super) struct Server {
     pub(super) port: Port<ServerEnd>,
+    /// Name of the service, which this outlives when the server closes its listener.
+    pub(super) service: Rc<str>,
+    /// Somebody starts the server again when it fails.
+    pub(super) supervised: bool,
     pub(super) address: Endpoint,
+    /// It is in the queue of its service.
+    queued: bool,
     client: ArmorId,
     pub(super) name: Name,
     /// Options set on this connection alone.
@@ -45,6 +52,24 @@ pub(super) struct Server {
     announced: Option<Announced>,
     /// Life of this end's socket, so that a late task of an earlier socket is told apart.
     pub(super) life: u32,
+}
+
+/// How a connection comes to lose its process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Loss {
+    /// It has died, or is replaced: the next one goes on.
+    Failed,
+    /// It has ended as it wanted, and with it the connection.
+    Ended,
+}
+
+/// How an attempt to connect an end to its server went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Dialled {
+    /// It is connected, or need not be any more.
+    Over,
+    /// Not now.
+    Later,
 }
 
 /// What the shim has said of the end of a stream.
@@ -70,26 +95,31 @@ impl Server {
         self.life += 1;
     }
 
-    /// The process is dead, or another one serves in its place: what it had still said is read first.
+    /// The process is gone, or another one serves in its place: what it had still said is read first.
     ///
     /// Why for every policy: where the stream goes on at the present (`reconnect`, or replay that was given up), nobody says
     /// these bytes again, and the client would miss them. Where it is replayed (`request`, `stream`) the next process says them
     /// again; then the end drops them as far as the client has not been given them, and they only cost the reading. And a process
     /// that had closed its connection before it died has ended it in order, under every policy, if its bytes are all read.
-    pub(super) fn lose_process(&mut self, now: Instant) {
+    pub(super) fn lose_process(&mut self, how: Loss, now: Instant) {
         if self.port.socket.is_some() {
             self.port.drain_dead(now);
-            match self.announced.take() {
-                Some(Announced::Closed) => self.port.end.app_closed(now),
-                Some(Announced::Aborted) => self.port.end.app_reset(now),
-                None => self.port.end.server_lost(now),
+            match (self.announced.take(), how) {
+                (Some(Announced::Aborted), _) => self.port.end.app_reset(now),
+                (Some(Announced::Closed), _) | (None, Loss::Ended) => self.port.end.app_closed(now),
+                (None, Loss::Failed) => self.port.end.server_lost(now),
             }
         }
-        if self.port.end.needs_replay() {
+        if self.lacks_process() {
             self.state = State::Waiting;
         }
         self.limbo = None;
         self.life += 1;
+    }
+
+    /// It has no process and needs one: what its server has said is not all.
+    pub(super) fn lacks_process(&self) -> bool {
+        self.port.end.awaits_process() || self.port.end.needs_replay()
     }
 
     /// A TCP socket for options that are set on this connection alone.
@@ -104,9 +134,9 @@ impl Server {
         }
     }
 
-    pub(super) fn status(&self, id: ConnectionId, service: &str, incarnation: Incarnation) -> serde_json::Value {
+    pub(super) fn status(&self, id: ConnectionId, incarnation: Incarnation) -> serde_json::Value {
         serde_json::json!({
-            "id": id.to_string(), "service": service, "address": SocketAddr::from(self.name.local).to_string(),
+            "id": id.to_string(), "service": &*self.service, "address": SocketAddr::from(self.name.local).to_string(),
             "peer": SocketAddr::from(self.name.peer).to_string(), "state": self.state,
             "sent": self.port.read_bytes, "received": self.port.written_bytes, "incarnation": incarnation.0,
         })
@@ -114,9 +144,9 @@ impl Server {
 }
 
 impl AppCommServer {
-    /// Connections of the service at an address.
-    pub(super) fn connections_of(&self, address: Endpoint, which: impl Fn(&Server) -> bool) -> Vec<ConnectionId> {
-        self.servers.iter().filter(|(_, server)| server.address == address && which(server)).map(|(&id, _)| id).collect()
+    /// Connections of which something is true.
+    pub(super) fn connections_where(&self, which: impl Fn(&Server) -> bool) -> Vec<ConnectionId> {
+        self.servers.iter().filter(|(_, server)| which(server)).map(|(&id, _)| id).collect()
     }
 
     pub(super) fn connect_request(&mut self, asked: &AppcommServerConnectRequest, context: &mut Context<'_>) {
@@ -126,9 +156,15 @@ impl AppCommServer {
             return answer_late(asked, context);
         }
         let Some(service) = self.services.get(&address) else { return refuse(asked, context) };
-        let ready = self.is_ready(service);
-        if !ready && !self.is_coming(service) && !self.servers.contains_key(&id) {
-            return refuse(asked, context);
+        if !self.servers.contains_key(&id) {
+            if self.servers.len() >= self.config.max_connections {
+                let told = Event::new("connect-refused").with("service", &service.name).with("reason", "max_connections");
+                context.event(told);
+                return refuse(asked, context);
+            }
+            if !self.is_ready(service) && !self.is_coming(service) {
+                return refuse(asked, context);
+            }
         }
         let now = Instant::now();
         let local = if service.address.ip.is_unspecified() { asked.dialled } else { service.address };
@@ -138,7 +174,10 @@ impl AppCommServer {
         let config = connection_config(self.config.window_bytes, 0, service.deadline_ms, service.on_divergence);
         let server = self.servers.entry(id).or_insert_with(|| Server {
             port: Port::new(ServerEnd::new(id, config, now)),
+            service: service.name.as_str().into(),
+            supervised: service.supervised,
             address,
+            queued: false,
             client: asked.client,
             name,
             holder: None,
@@ -149,7 +188,7 @@ impl AppCommServer {
         });
         server.client = asked.client;
         if server.port.end.replaces_process(&asked.request) {
-            server.lose_process(now);
+            server.lose_process(Loss::Failed, now);
         }
         let needs_process = matches!(server.port.end.handle_connect_request(&asked.request, now), Ok(ConnectDecision::Attach));
         if needs_process {
@@ -159,55 +198,94 @@ impl AppCommServer {
             server.state = State::Waiting;
         }
         self.turn(id, now, context);
-        if needs_process && ready {
-            self.dial(id, context);
+        if needs_process {
+            self.wait_for_process(id, address, context);
         }
     }
 
-    /// A service is ready: who waits for it is connected.
-    pub(super) fn dial_waiting(&mut self, address: Endpoint, context: &mut Context<'_>) {
-        for id in self.connections_of(address, |server| server.port.end.awaits_process()) {
-            self.dial(id, context);
-        }
-    }
-
-    /// Connects a connection's end to the server's listener.
-    pub(super) fn dial(&mut self, id: ConnectionId, context: &mut Context<'_>) {
-        let Some(server) = self.servers.get(&id).filter(|server| server.port.end.awaits_process()) else {
-            return;
-        };
-        let address = server.address;
-        if !self.services.get(&address).is_some_and(|service| self.is_ready(service)) {
-            return;
-        }
+    /// Queues a connection whose client has asked for a process, and connects it if there is one.
+    fn wait_for_process(&mut self, id: ConnectionId, address: Endpoint, context: &mut Context<'_>) {
         let (Some(server), Some(service)) = (self.servers.get_mut(&id), self.services.get_mut(&address)) else { return };
-        let Some(listener) = service.next_listener() else { return };
-        match dial(&server.name, &listener).and_then(ApplicationSocket::new) {
-            Ok(socket) => {
-                let now = Instant::now();
-                let watch = socket.watch();
-                if server.port.end.attached(service.incarnation, now).is_err() {
+        if !server.queued {
+            server.queued = true;
+            service.waiting.push_back(id);
+        }
+        self.dial_waiting(address, context);
+    }
+
+    /// Connects who waits for a service, in the order in which they came, as long as it is ready and its listener's queue has room.
+    pub(super) fn dial_waiting(&mut self, address: Endpoint, context: &mut Context<'_>) {
+        while let Some(service) = self.services.get(&address)
+            && self.is_ready(service)
+            && let Some(&id) = service.waiting.front()
+        {
+            let dialled = self.dial(id, address, context);
+            let Some(service) = self.services.get_mut(&address) else { return };
+            match dialled {
+                Dialled::Over => {
+                    service.waiting.pop_front();
+                    if let Some(server) = self.servers.get_mut(&id) {
+                        server.queued = false;
+                    }
+                }
+                Dialled::Later if service.dials_again => return,
+                Dialled::Later => {
+                    service.dials_again = true;
+                    let handle = context.handle::<Self>();
+                    context.spawn(async move {
+                        tokio::time::sleep(DIAL_AGAIN).await;
+                        handle.call(|element, context| {
+                            if let Some(service) = element.services.get_mut(&address) {
+                                service.dials_again = false;
+                            }
+                            element.dial_waiting(address, context);
+                        });
+                    });
                     return;
                 }
-                server.port.attach(socket);
-                server.state = State::Established;
-                server.life += 1;
-                let (life, handle) = (server.life, context.handle::<Self>());
-                context.spawn(watch.readable(move || handle.call(|element, context| element.readable(id, life, context))));
-                self.timelines.reached(&service.name, Step::Reconnected);
-                self.turn(id, now, context);
             }
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EADDRINUSE)) => {
-                // The listener's queue is full, or the dead process's socket is just being taken down.
-                let handle = context.handle::<Self>();
-                context.spawn(async move {
-                    tokio::time::sleep(DIAL_AGAIN).await;
-                    handle.call(|element, context| element.dial(id, context));
-                });
-            }
-            Err(_) if service.supervised => service.recovering = true,
-            Err(_) => self.give_up(id, ResetReason::ServerGone, context),
         }
+    }
+
+    /// Connects a connection's end to one of the server's listeners.
+    fn dial(&mut self, id: ConnectionId, address: Endpoint, context: &mut Context<'_>) -> Dialled {
+        let (Some(server), Some(service)) = (self.servers.get_mut(&id), self.services.get_mut(&address)) else { return Dialled::Over };
+        if !server.port.end.awaits_process() {
+            return Dialled::Over;
+        }
+        let Some(listener) = service.next_listener() else { return Dialled::Later };
+        let socket = match dial(&server.name, &listener).and_then(ApplicationSocket::new) {
+            Ok(socket) => socket,
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+                // Nobody has this listener any more. The others are tried; without any the next one is waited for.
+                service.refused(&listener);
+                if !service.is_listening() {
+                    if !service.supervised {
+                        self.give_up(id, ResetReason::ServerGone, context);
+                        return Dialled::Over;
+                    }
+                    service.recovering = true;
+                }
+                return Dialled::Later;
+            }
+            // The listener's queue is full, the dead process's socket is just being taken down, or descriptors are short.
+            Err(error) => {
+                tracing::debug!(%id, %error, "a listener is dialled again");
+                return Dialled::Later;
+            }
+        };
+        let now = Instant::now();
+        let watch = socket.watch();
+        if server.port.end.attached(service.incarnation, now).is_err() {
+            return Dialled::Over;
+        }
+        server.port.attach(socket);
+        server.state = State::Established;
+        server.life += 1;
+        let (life, handle) = (server.life, context.handle::<Self>());
+        context.spawn(watch.readable(move || handle.call(|element, context| element.readable(id, life, context))));
+        self.turn(id, now, context);
+        Dialled::Over
     }
 
     pub(super) fn readable(&mut self, id: ConnectionId, life: u32, context: &mut Context<'_>) -> Read {
@@ -274,7 +352,7 @@ impl Proxy for AppCommServer {
 
     fn report(&mut self, id: ConnectionId, event: EndEvent, context: &mut Context<'_>) {
         let Some(server) = self.servers.get_mut(&id) else { return };
-        let service = self.services.get(&server.address).map_or("", |service| &service.name);
+        let service = &server.service;
         let told = |what: &str| Event::new(what).with("connection", id).with("service", service);
         match event {
             EndEvent::Diverged(how) => {
@@ -285,7 +363,8 @@ impl Proxy for AppCommServer {
                 context.event(told("stream-flows").with("regenerated_bytes", regenerated));
                 self.timelines.reached(service, Step::Flowing);
             }
-            EndEvent::Reconnected { .. } => self.timelines.reached(service, Step::Replayed),
+            EndEvent::Reconnected { .. } => self.timelines.reached(service, Step::Reconnected),
+            EndEvent::Replayed => self.timelines.reached(service, Step::Replayed),
             EndEvent::Finished => server.state = State::Finished,
             EndEvent::Reset(reason) => {
                 server.state = State::Reset;
@@ -458,7 +537,7 @@ mod tests {
         let (mut bench, served, mut client, _old) = asked(Policy::Request);
         bench.call(|element, context| {
             if let Some(server) = element.servers.get_mut(&client.id()) {
-                server.lose_process(Instant::now());
+                server.lose_process(Loss::Failed, Instant::now());
             }
             element.turn(client.id(), Instant::now(), context);
         });

@@ -109,6 +109,9 @@ impl AppCommServer {
             Some(Readiness::Asked(_)) => {}
             Some(Readiness::Ready) | None => {
                 self.timelines.reached(&service.name, Step::Ready);
+                if let Some(service) = self.services.get_mut(&address) {
+                    service.recovering = false;
+                }
                 self.dial_waiting(address, context);
             }
         }

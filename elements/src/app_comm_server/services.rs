@@ -1,6 +1,6 @@
 //! What servers bind: addresses, listeners, and the server behind each (thesis §4.2.2).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -13,7 +13,8 @@ use armor_proto::message::Message;
 
 use super::timelines::Step;
 use super::AppCommServer;
-use crate::endpoints::{Asked, ReplyTo, listener_is_gone, watch_process};
+use super::connections::Server;
+use crate::endpoints::{Asked, Proxy, ReplyTo, listener_is_gone, watch_process};
 use crate::operations::{
     AppRegisterServer, AppServerRegistered, AppUnregisterServer, AppcommReplayConnect, ApplicationSpec, ClientRow, OnDivergence, Policy, ServerRow,
 };
@@ -34,7 +35,12 @@ pub(super) struct Service {
     /// Bound TCP socket that keeps the port while no server lives, and answers for TCP options.
     pub(super) holder: OwnedFd,
     pub(super) listeners: Vec<Listener>,
+    /// Its process has failed, and has not been ready since.
     pub(super) recovering: bool,
+    /// Connections that wait for a process, in the order in which they came; each once.
+    pub(super) waiting: VecDeque<ConnectionId>,
+    /// The queue is looked at again soon.
+    pub(super) dials_again: bool,
     next_listener: usize,
 }
 
@@ -63,6 +69,14 @@ impl Service {
         let name = listening.get(self.next_listener.checked_rem(listening.len())?)?.name;
         self.next_listener = self.next_listener.wrapping_add(1);
         Some(name)
+    }
+
+    /// A listener has refused a connection: it is closed, or does not listen any more.
+    pub(super) fn refused(&mut self, name: &Name) {
+        for listener in self.listeners.iter_mut().filter(|listener| listener.name == *name) {
+            listener.listening = false;
+        }
+        self.forget_closed_listeners();
     }
 
     /// Forgets listeners of which every copy is closed.
@@ -146,6 +160,8 @@ impl AppCommServer {
                 listeners: Vec::new(),
                 next_listener: 0,
                 recovering: false,
+                waiting: VecDeque::new(),
+                dials_again: false,
             }
         });
         if known {
@@ -173,6 +189,20 @@ impl AppCommServer {
         reply.send(&Reply::Registered { errno: 0, listener: id, name: Some(name) }, None);
         self.timelines.reached(&service.name, Step::Bound);
         replay_connects(answer, context);
+        self.ask_the_others(address, answer, context);
+    }
+
+    /// APP_SERVER_DB forgets the clients of a server that closes its listener, and may not have heard of some. Their ends here
+    /// know better, and ask for themselves.
+    fn ask_the_others(&mut self, address: Endpoint, answer: &AppServerRegistered, context: &mut Context<'_>) {
+        let asked: HashSet<ConnectionId> = answer.clients.iter().map(|client| client.connection).collect();
+        let Some(service) = self.services.get(&address).map(|service| service.name.clone()) else { return };
+        let lost = |server: &Server| server.address == address && *server.service == *service && server.port.end.needs_replay();
+        for id in self.connections_where(lost) {
+            if !asked.contains(&id) {
+                self.with(id, context, |port, now| port.end.ask_replay(now));
+            }
+        }
     }
 
     /// Addresses that a service has bound.
@@ -203,7 +233,7 @@ impl AppCommServer {
     pub(super) fn unregister(&mut self, address: Endpoint, context: &mut Context<'_>) {
         if let Some(service) = self.services.remove(&address) {
             context.send_reliable(Message::to(ArmorId::FTM, AppUnregisterServer { address: service.address, armor: context.armor() }));
-            for id in self.connections_of(address, |server| server.port.socket.is_none()) {
+            for id in self.connections_where(|server| server.address == address && server.lacks_process()) {
                 self.give_up(id, ResetReason::ServerGone, context);
             }
         }

@@ -44,6 +44,8 @@ pub trait End {
     fn app_closed(&mut self, now: Instant);
     /// See `ClientEnd::app_reset`.
     fn app_reset(&mut self, now: Instant);
+    /// The application is gone after it had ended its stream in order.
+    fn app_gone(&mut self, now: Instant);
     /// See `ClientEnd::app_wrote`.
     fn app_wrote(&mut self, count: usize, now: Instant);
     /// See `ClientEnd::app_slices`.
@@ -63,7 +65,7 @@ pub trait End {
 }
 
 macro_rules! end {
-    ($end:ty, $incoming:expr) => {
+    ($end:ty, $incoming:expr, $gone:ident) => {
         impl End for $end {
             const INCOMING: Direction = $incoming;
             fn handle_data(&mut self, data: &Data, payload: Bytes, now: Instant) -> Result<(), ProtocolError> {
@@ -86,6 +88,9 @@ macro_rules! end {
             }
             fn app_reset(&mut self, now: Instant) {
                 <$end>::app_reset(self, now);
+            }
+            fn app_gone(&mut self, now: Instant) {
+                <$end>::$gone(self, now);
             }
             fn app_wrote(&mut self, count: usize, now: Instant) {
                 <$end>::app_wrote(self, count, now);
@@ -115,8 +120,8 @@ macro_rules! end {
     };
 }
 
-end!(ClientEnd, Direction::S2c);
-end!(ServerEnd, Direction::C2s);
+end!(ClientEnd, Direction::S2c, app_closed);
+end!(ServerEnd, Direction::C2s, server_lost);
 
 /// What a turn of the loop asks of the element.
 #[derive(Debug, Default)]
@@ -304,7 +309,9 @@ impl<E: End> Port<E> {
                 self.written_bytes += written as u64;
                 self.end.app_wrote(written, now);
             }
-            // The application is gone; the reading side finds out how, and what that means.
+            // The application is gone. After a half-close nobody reads any more, so this is the only sign of it.
+            Err(_) if self.read_done => self.end.app_gone(now),
+            // The reading side finds out how, and what that means.
             Err(_) => self.blocked = true,
         }
     }

@@ -61,6 +61,8 @@ pub enum Event {
         /// Client's bytes that are fed again.
         replayed: u64,
     },
+    /// Server's end: what is fed again has been written to the new process, to where the one before was.
+    Replayed,
     /// Server's end: the new process has said again what the client had been given; the stream flows on.
     Recovered {
         /// Bytes that were compared and dropped.

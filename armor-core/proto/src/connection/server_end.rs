@@ -55,6 +55,8 @@ pub struct ServerEnd {
     lost: Option<Instant>,
     /// The server has ended its stream in order and is gone: no process is needed any more.
     done: bool,
+    /// Client's bytes up to which the new process is being fed again.
+    replaying: Option<u64>,
     regeneration: Option<Regeneration>,
     /// When the new process last said something again.
     regenerated_at: Instant,
@@ -75,6 +77,7 @@ impl ServerEnd {
             seen: None,
             lost: Some(now),
             done: false,
+            replaying: None,
             regeneration: None,
             regenerated_at: now,
             asking: None,
@@ -99,6 +102,7 @@ impl ServerEnd {
 
     fn lose_process(&mut self) {
         self.session.set_app(false);
+        self.replaying = None;
         self.regeneration = None;
     }
 
@@ -230,6 +234,10 @@ impl ServerEnd {
     pub fn app_wrote(&mut self, count: usize, now: Instant) {
         if self.session.has_app() {
             self.session.receiver.wrote(count, now);
+            if self.replaying.is_some_and(|end| self.session.receiver.written() >= end) {
+                self.replaying = None;
+                self.session.report(Event::Replayed);
+            }
         }
     }
 

@@ -157,6 +157,11 @@ impl ServerEnd {
             Resume::Present => 0,
         };
         self.session.report(Event::Reconnected { service, replayed });
+        if replayed > 0 {
+            self.replaying = Some(request.acked_c2s);
+        } else {
+            self.session.report(Event::Replayed);
+        }
         let missing = request.received_s2c - request.mark.s2c;
         if request.resume == Resume::Mark && missing > 0 {
             self.regenerated_at = now;
