@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow, bail};
-use armor_elements::operations::{ApplicationSpec, ReadyQuestion};
+use armor_elements::operations::{ApplicationSpec, Policy, ReadyQuestion};
 
 /// Reads a service file; paths in it start at its own directory.
 pub(crate) fn read(path: &Path) -> anyhow::Result<ApplicationSpec> {
@@ -48,7 +48,23 @@ pub(crate) fn parse(file: &str, text: &str) -> anyhow::Result<ApplicationSpec> {
     if let Some(Err((key, reason))) = spec.ready.as_ref().map(ReadyQuestion::check) {
         bail!("{file}:{}:1: ready.{key}: {reason}", at(key));
     }
+    if let Err(reason) = check_settled(&spec) {
+        bail!("{file}:{}:1: {reason}", at("settled_ms"));
+    }
     Ok(spec)
+}
+
+/// A silence that settles answers belongs to a policy that asks for one.
+pub(crate) fn check_settled(spec: &ApplicationSpec) -> Result<(), String> {
+    match (spec.settled_ms, spec.policy) {
+        (Some(0), _) => {
+            Err("settled_ms is 0: no silence would be needed for an answer to be complete; leave it out, or take 1 or more".to_owned())
+        }
+        (Some(_), Policy::Stream | Policy::Reconnect) => {
+            Err("settled_ms means nothing with policy stream or reconnect; leave it out, or take policy request or turn".to_owned())
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Names of services and of ARMORs become file names.

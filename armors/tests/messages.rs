@@ -84,13 +84,24 @@ fn a_service_file_is_checked_with_line_and_column() {
     let directory = tempfile::tempdir().unwrap();
     let path = file(&directory, "web.toml", "name = \"web\"\ncommand = [\"true\"]\npolicy = \"sometimes\"\n");
     let output = armor(directory.path(), &["check", path.to_str().unwrap()]);
-    let expected = format!("{}:3:10: unknown variant `sometimes`, expected one of `reconnect`, `request`, `stream`\n", path.display());
+    let expected = format!(
+        "{}:3:10: unknown variant `sometimes`, expected one of `reconnect`, `request`, `http`, `resp`, `turn`, `stream`\n",
+        path.display()
+    );
     assert_eq!(said(&output), expected);
 
     let path = file(&directory, "web.toml", "command = []\nname = \"web\"\n");
     let output = armor(directory.path(), &["check", path.to_str().unwrap()]);
     let expected = format!(
         "{}:1:1: command is empty; it lists the program and its arguments, such as [\"python3\", \"-m\", \"http.server\"]\n",
+        path.display()
+    );
+    assert_eq!(said(&output), expected);
+
+    let path = file(&directory, "web.toml", "name = \"web\"\ncommand = [\"true\"]\npolicy = \"stream\"\nsettled_ms = 500\n");
+    let output = armor(directory.path(), &["check", path.to_str().unwrap()]);
+    let expected = format!(
+        "{}:4:1: settled_ms means nothing with policy stream or reconnect; leave it out, or take policy request or turn\n",
         path.display()
     );
     assert_eq!(said(&output), expected);
@@ -165,6 +176,25 @@ fn run_ends_as_a_shell_does_when_there_is_no_such_program() {
     assert_eq!((output.status.code(), said(&output)), (Some(127), "armor: no-such-program: command not found\n".to_owned()));
     let output = armor(directory.path(), &["run", "--", "/etc/passwd"]);
     assert_eq!((output.status.code(), said(&output)), (Some(126), "armor: /etc/passwd is not executable\n".to_owned()));
+}
+
+#[test]
+fn a_silence_that_settles_nothing_is_refused_on_the_command_line_too() {
+    let directory = tempfile::tempdir().unwrap();
+    for (options, reason) in [
+        (
+            ["--settled", "1", "--policy", "reconnect"],
+            "settled_ms means nothing with policy stream or reconnect; leave it out, or take policy request or turn",
+        ),
+        (
+            ["--settled", "0", "--policy", "turn"],
+            "settled_ms is 0: no silence would be needed for an answer to be complete; leave it out, or take 1 or more",
+        ),
+    ] {
+        let arguments = [&["launch", "--name", "web"][..], &options, &["--", "true"]].concat();
+        let output = armor(directory.path(), &arguments);
+        assert_eq!((output.status.code(), said(&output)), (Some(1), format!("armor: web: {reason}\n")));
+    }
 }
 
 #[test]

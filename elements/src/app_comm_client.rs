@@ -231,7 +231,7 @@ impl AppCommClient {
         };
         let now = Instant::now();
         let config = connection_config(self.config.window_bytes, self.config.log_bytes, server.deadline_ms, crate::operations::OnDivergence::Reset);
-        let mut port = Port::new(ClientEnd::new(id, config, policy(server.policy), now));
+        let mut port = Port::new(ClientEnd::new(id, config, policy(server.policy, server.settled_ms), now));
         port.attach(own);
         let waiting = match pending {
             Some(pending) => {
@@ -403,6 +403,7 @@ impl Proxy for AppCommClient {
                 client.state = State::Established;
             }
             EndEvent::LogOverflow { bytes } => context.event(told("replay-lost").with("log_bytes", bytes)),
+            EndEvent::ReplayGivenUp => context.event(told("replay-lost").with("reason", "a state of the connection that no new process can be given")),
             EndEvent::ReplayRegained => context.event(told("replay-regained")),
             EndEvent::MarkRefused(mark) => context.event(told("mark-refused").with("mark", format!("{mark:?}"))),
             EndEvent::Diverged(how) => context.event(told("connection-diverged").with("how", format!("{how:?}"))),

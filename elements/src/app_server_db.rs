@@ -267,6 +267,7 @@ mod tests {
             service: service.into(),
             policy: Policy::Request,
             deadline_ms: 1,
+            settled_ms: None,
         }
     }
 

@@ -6,15 +6,22 @@ use armor_proto::hookup::Endpoint;
 use armor_proto::ids::{ArmorId, ConnectionId, Incarnation};
 use serde::{Deserialize, Serialize};
 
-/// How a service recovers its connections (design §7), and other things that both ends of a connection must agree on.
+/// How a service recovers its connections: where a new process takes them up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
 #[serde(rename_all = "lowercase")]
 pub enum Policy {
     /// The connection is re-established and the stream goes on (thesis §4.5.1).
     Reconnect,
-    /// Replay from the last turn: request-response protocols.
+    /// Replay from the first request that was not answered in full: HTTP/1 and RESP, recognised by what the client says first. Other
+    /// protocols as with `turn`.
     #[default]
     Request,
+    /// The same for a service that is known to speak HTTP/1.
+    Http,
+    /// The same for a service that is known to speak RESP, as Redis does.
+    Resp,
+    /// Replay from the last time that the client spoke after an answer: other protocols of questions and answers.
+    Turn,
     /// Replay from the beginning: deterministic streams.
     Stream,
 }
@@ -62,6 +69,10 @@ pub struct ApplicationSpec {
     /// Clients get ECONNRESET when recovery takes longer, in ms.
     #[serde(default = "default_deadline_ms")]
     pub deadline_ms: u64,
+    /// Where turns are all that is known of the protocol: an answer followed by so much silence counts as complete when the server is
+    /// then lost, in ms. Never when absent.
+    #[serde(default)]
+    pub settled_ms: Option<u32>,
     /// How it is asked whether it is ready; absent when it is ready as soon as it listens.
     #[serde(default)]
     pub ready: Option<ReadyQuestion>,
@@ -202,6 +213,9 @@ pub struct ServerRow {
     pub policy: Policy,
     /// Recovery deadline.
     pub deadline_ms: u64,
+    /// Silence after which an answer counts as complete; see [`ApplicationSpec::settled_ms`].
+    #[serde(default)]
+    pub settled_ms: Option<u32>,
 }
 
 /// A client of a server, remembered by APP_SERVER_DB for recovery (thesis §4.5.1).

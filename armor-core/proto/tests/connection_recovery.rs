@@ -55,6 +55,22 @@ fn requests_survive_any_death_of_the_server() {
 }
 
 #[test]
+fn no_network_and_no_slow_client_is_taken_for_a_settled_answer() {
+    let mut settled = 0;
+    for seed in schedules(500) {
+        let mut plan = Plan::rough(seed, Model::Requests, "turn", 4);
+        // The model server never pauses for so long within an answer, but the network is cut and the client stops for longer.
+        plan.settled = Some(ms(3));
+        plan.stalls = true;
+        plan.server_stalls = false;
+        let outcome = succeeds(plan);
+        let kills = outcome.server_events.iter().filter(|event| matches!(event, Event::Reconnected { .. })).count();
+        settled += outcome.server_events.iter().filter(|event| **event == Event::Recovered { regenerated: 0 }).count().min(kills);
+    }
+    assert!(settled > 50, "only {settled} recoveries began at the present");
+}
+
+#[test]
 fn a_server_that_greets_survives_under_the_request_policy() {
     for seed in schedules(200) {
         succeeds(Plan::rough(seed, Model::Greeting, "request", 4));

@@ -6,7 +6,7 @@ mod connection_pair;
 
 use armor_proto::connection::{
     AckState, AppAction, Config, ConnectReply, ConnectRequest, Conversation, Divergence, Event, Mark, MarkPolicy, OnDivergence,
-    ProtocolError, ReconnectPolicy, Record, RequestPolicy, Reset, ResetReason, ServerEnd, StreamPolicy,
+    PolicyStateError, ProtocolError, ReconnectPolicy, Record, RequestPolicy, Reset, ResetReason, ServerEnd, StreamPolicy,
 };
 use armor_proto::ids::{ConnectionId, Incarnation};
 use bytes::Bytes;
@@ -219,6 +219,10 @@ impl MarkPolicy for FullStop {
         let stop = bytes.iter().rposition(|byte| *byte == b'.')?;
         Some(Mark { c2s: at.c2s_end, s2c: at.s2c_received + stop as u64 + 1 })
     }
+    fn save(&self, _: &mut Vec<u8>) {}
+    fn restore(&mut self, _: &[u8]) -> Result<(), PolicyStateError> {
+        Ok(())
+    }
 }
 
 #[test]
@@ -242,6 +246,10 @@ impl MarkPolicy for Wrong {
     }
     fn server_answered(&mut self, at: &Conversation, _: &[u8]) -> Option<Mark> {
         Some(Mark { c2s: at.c2s_end, s2c: u64::MAX })
+    }
+    fn save(&self, _: &mut Vec<u8>) {}
+    fn restore(&mut self, _: &[u8]) -> Result<(), PolicyStateError> {
+        Ok(())
     }
 }
 

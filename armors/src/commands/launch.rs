@@ -25,9 +25,13 @@ pub(crate) struct Launch {
     /// Name of the service, unique on its node
     #[arg(long, required_unless_present = "service")]
     name: Option<String>,
-    /// How connections recover: go on where the stream was, replay the last request, or replay the stream from its beginning [default: request]
+    /// How connections recover [default: request]
     #[arg(long, value_enum)]
     policy: Option<PolicyName>,
+    /// Where the protocol is not understood: an answer counts as complete when the server was silent for so long before it was lost
+    /// [default: never]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    settled: Option<Duration>,
     /// When the restarted server says something else than its client was told already [default: reset]
     #[arg(long, value_enum, value_name = "WHAT")]
     on_divergence: Option<DivergenceName>,
@@ -76,9 +80,18 @@ pub(crate) struct Launch {
 
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum PolicyName {
-    Reconnect,
+    /// Replay the requests that were not answered in full: HTTP/1 and RESP (Redis), which are recognised; others as with `turn`
     Request,
+    /// The same for a server that speaks HTTP/1
+    Http,
+    /// The same for a server that speaks RESP
+    Resp,
+    /// Replay what the client has said since it last spoke after an answer
+    Turn,
+    /// Replay the stream from its beginning
     Stream,
+    /// Go on where the stream was, and replay nothing
+    Reconnect,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -178,8 +191,11 @@ impl Launch {
         }
         spec.environment.extend(self.environment.iter().cloned());
         match self.policy {
-            Some(PolicyName::Reconnect) => spec.policy = Policy::Reconnect,
             Some(PolicyName::Request) => spec.policy = Policy::Request,
+            Some(PolicyName::Http) => spec.policy = Policy::Http,
+            Some(PolicyName::Resp) => spec.policy = Policy::Resp,
+            Some(PolicyName::Turn) => spec.policy = Policy::Turn,
+            Some(PolicyName::Reconnect) => spec.policy = Policy::Reconnect,
             Some(PolicyName::Stream) => spec.policy = Policy::Stream,
             None => {}
         }
@@ -204,6 +220,10 @@ impl Launch {
             question.timeout_ms = self.ready_timeout.map_or(question.timeout_ms, milliseconds);
             question.check().map_err(|(key, reason)| anyhow!("--ready-{}: {reason}", key.trim_end_matches("_ms")))?;
         }
+        if let Some(settled) = self.settled {
+            spec.settled_ms = Some(u32::try_from(settled.as_millis()).unwrap_or(u32::MAX));
+        }
+        services::check_settled(&spec).map_err(|reason| anyhow!("{}: {reason}", spec.name))?;
         Ok(spec)
     }
 }

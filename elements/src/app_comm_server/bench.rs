@@ -206,7 +206,7 @@ impl Bench {
     pub(super) fn client(&mut self, served: &Served, recovery: Policy) -> Client {
         self.element.next += 1;
         let id = ConnectionId(self.element.next);
-        let end = ClientEnd::new(id, EndConfig::default(), policy(recovery), Instant::now());
+        let end = ClientEnd::new(id, EndConfig::default(), policy(recovery, None), Instant::now());
         let mut client =
             Client { end, id, address: served.address, heard: Vec::new(), events: Vec::new(), actions: Vec::new(), requests: Vec::new() };
         self.exchange(&mut client);

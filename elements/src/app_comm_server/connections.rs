@@ -301,6 +301,7 @@ impl AppCommServer {
             // Closed or died: the announcement or the process's fate decides.
             (Some(ending), None) => {
                 server.limbo = Some(ending);
+                server.port.end.app_broke(now);
                 let (patience, handle) = (Duration::from_millis(self.config.fate_ms), context.handle::<Self>());
                 context.spawn(async move {
                     tokio::time::sleep(patience).await;
@@ -383,6 +384,7 @@ impl Proxy for AppCommServer {
             | EndEvent::Refused { .. }
             | EndEvent::Reconnecting { .. }
             | EndEvent::LogOverflow { .. }
+            | EndEvent::ReplayGivenUp
             | EndEvent::ReplayRegained
             | EndEvent::MarkRefused(_) => {}
         }

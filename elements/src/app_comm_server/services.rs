@@ -107,7 +107,8 @@ impl AppCommServer {
         let service = self.enter(address, &name, spec.as_deref(), life, holder);
         let (incarnation, deadline_ms) = (service.incarnation, service.deadline_ms);
         let policy = spec.as_ref().map_or(Policy::default(), |spec| spec.policy);
-        let row = ServerRow { address, armor: context.armor(), incarnation, service: name, policy, deadline_ms };
+        let settled_ms = spec.as_ref().and_then(|spec| spec.settled_ms);
+        let row = ServerRow { address, armor: context.armor(), incarnation, service: name, policy, deadline_ms, settled_ms };
         self.next = self.next.wrapping_add(1);
         let (id, request) = (self.next, self.next);
         let listener = Listener { id, name: Name::listener(id, address), listening: false };

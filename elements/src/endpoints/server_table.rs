@@ -64,6 +64,7 @@ mod tests {
             service: "s".into(),
             policy: Policy::Request,
             deadline_ms: 0,
+            settled_ms: None,
         }
     }
 

@@ -16,7 +16,7 @@ use super::config::{Config, OnDivergence};
 use super::digest::RangeHash;
 use super::error::ProtocolError;
 use super::event::{AppAction, Event};
-use super::mark::{Conversation, MarkPolicy};
+use super::mark::{Conversation, MarkPolicy, Prologue};
 use super::record::{Ack, ConnectReply, ConnectRequest, Data, Direction, Mark, Record, Replay, Reset, ResetReason, Resume};
 use super::send_log::Spill;
 use super::session::Session;
@@ -35,6 +35,8 @@ struct Connecting {
     at: Instant,
     wait: Duration,
     resume: Resume,
+    /// With a silence of so long before the loss the present is a mark as good as the one that holds.
+    settled: Option<(Duration, Mark)>,
 }
 
 /// The client's end. Starts by connecting; see [the module](super) for how it is driven.
@@ -42,7 +44,10 @@ pub struct ClientEnd {
     session: Session,
     policy: Box<dyn MarkPolicy + Send>,
     mark: Mark,
-    /// Of the server's bytes since `mark.s2c`; absent when the policy never replays, not kept up while replay is lost.
+    /// What a new process is told before the bytes from the mark on.
+    prologue: Prologue,
+    /// Of the prologue's answer and the server's bytes since `mark.s2c`; absent when the policy never replays, not kept up while
+    /// replay is lost.
     hash: Option<RangeHash>,
     /// The log reaches back to the mark.
     replayable: bool,
@@ -53,7 +58,6 @@ pub struct ClientEnd {
     service: Incarnation,
     /// Last incarnation that was established.
     seen: Incarnation,
-    answered_at: Instant,
     /// Client's bytes that were acknowledged when the server last said something new.
     answered_c2s: u64,
     /// What had been received at the last recovery, while nothing new has come.
@@ -73,15 +77,15 @@ impl ClientEnd {
         ClientEnd {
             session,
             mark: Mark::default(),
-            hash: replays.then(|| RangeHash::new(0)),
+            prologue: Prologue::default(),
+            hash: replays.then(RangeHash::default),
             replayable: replays,
             mark_refused: false,
-            connecting: Some(Connecting { since: now, due: true, at: now, wait, resume: policy.resume() }),
+            connecting: Some(Connecting { since: now, due: true, at: now, wait, resume: policy.resume(), settled: None }),
             policy,
             established: false,
             service: Incarnation(0),
             seen: Incarnation(0),
-            answered_at: now,
             answered_c2s: 0,
             recovered_at: None,
         }
@@ -109,6 +113,7 @@ impl ClientEnd {
             if let Some(mark) = mark {
                 self.set_mark(mark, bytes.len() as u64, 0);
             }
+            self.heed_giving_up();
         }
         self.session.sender.log.push(bytes);
         self.bound_log();
@@ -164,7 +169,6 @@ impl ClientEnd {
         if self.hash.is_some() {
             self.look_at_answer(&bytes, before, now);
         }
-        self.answered_at = now;
         self.answered_c2s = self.session.sender.acked();
         self.recovered_at = None;
         self.session.enqueue(bytes, now);
@@ -177,6 +181,7 @@ impl ClientEnd {
         if let Some(mark) = mark {
             self.set_mark(mark, 0, bytes.len() as u64);
         }
+        self.heed_giving_up();
         // Bytes before a mark that lies inside are not part of what a new process says.
         let from = self.mark.s2c.saturating_sub(offset).min(bytes.len() as u64) as usize;
         if let Some(hash) = &mut self.hash
@@ -243,12 +248,10 @@ impl ClientEnd {
         if self.session.is_over() || self.session.is_finished() {
             return;
         }
-        if self.connecting.is_none() && self.hash.is_some() {
-            let conversation = self.conversation(now);
-            if let Some(mark) = self.policy.server_lost(&conversation) {
-                self.set_mark(mark, 0, 0);
-            }
-        }
+        let settled = match &self.connecting {
+            Some(connecting) => connecting.settled,
+            None => self.settled(now),
+        };
         let mut resume = self.policy.resume();
         if self.session.receiver.fin_received() {
             // The server has said all; nobody has to say it again.
@@ -258,18 +261,27 @@ impl ClientEnd {
                 self.fail(ResetReason::NoReplay, ECONNREFUSED, now);
                 return;
             }
+            self.policy.went_on_without_replay();
             resume = Resume::Present;
         }
         if resume == Resume::Mark {
-            self.session.sender.rewind(self.mark.c2s);
+            self.session.sender.rewind(self.mark.c2s, self.prologue.said.clone());
         }
         self.session.suspend(incarnation);
         let since = self.connecting.as_ref().map_or(now, |connecting| connecting.since);
         let wait = self.session.config.retransmit_first;
-        self.connecting = Some(Connecting { since, due: true, at: now, wait, resume });
+        self.connecting = Some(Connecting { since, due: true, at: now, wait, resume, settled });
         if self.established {
             self.session.report(Event::Reconnecting { incarnation });
         }
+    }
+
+    /// The present as a mark, and how long the server must have been silent before it was lost for it to be one.
+    fn settled(&self, now: Instant) -> Option<(Duration, Mark)> {
+        let conversation = self.conversation(now);
+        let silence = self.hash.as_ref().and_then(|_| self.policy.settles_after(&conversation))?;
+        // A present that lies where the mark does could not be told from it in the reply.
+        (conversation.c2s_end > self.mark.c2s).then(|| (silence, conversation.present()))
     }
 
     /// Takes the outcome of a connect request. An old one is dropped.
@@ -289,7 +301,7 @@ impl ClientEnd {
             }
             return Ok(());
         }
-        let resume = connecting.resume;
+        let Connecting { resume, settled, .. } = *connecting;
         let resumed = if reply.incarnation < reply.requested || reply.incarnation.0 == 0 {
             Err(ProtocolError::Incarnation { expected: reply.requested, got: reply.incarnation })
         } else {
@@ -300,10 +312,16 @@ impl ClientEnd {
             return Err(error);
         }
         self.connecting = None;
+        if let Some((_, present)) = settled
+            && resume == Resume::Mark
+            && reply.c2s.offset == present.c2s
+        {
+            // The server's end knows that the last answer was complete, and its new process was told nothing again.
+            self.move_mark(present);
+        }
         self.session.start(reply.incarnation, now);
         self.seen = reply.incarnation;
         self.service = self.service.max(reply.service);
-        self.answered_at = now;
         if self.established {
             let ever = self.session.sender.acked_ever();
             let replayed = match resume {
@@ -357,13 +375,17 @@ impl ClientEnd {
             seen: self.seen,
             service: self.service,
             resume: connecting.resume,
-            mark: self.mark,
+            mark: Mark {
+                c2s: self.mark.c2s.saturating_sub(self.prologue.said.len() as u64),
+                s2c: self.mark.s2c.saturating_sub(self.prologue.answered.len() as u64),
+            },
             acked_c2s: self.session.sender.acked_ever(),
             written_s2c: receiver.written(),
             received_s2c: receiver.received(),
             fin_s2c: receiver.fin_received(),
             hash_s2c: self.hash.as_ref().map_or(0, RangeHash::digest),
             window: receiver.window(),
+            settled_ms: connecting.settled.map(|(silence, _)| u32::try_from(silence.as_millis()).unwrap_or(u32::MAX)),
         })
     }
 
@@ -447,7 +469,6 @@ impl ClientEnd {
             c2s_acked: self.session.sender.acked(),
             c2s_answered: self.answered_c2s,
             s2c_received: self.session.receiver.received(),
-            answered_at: self.answered_at,
             recovering: self.connecting.is_some() || self.recovered_at.is_some(),
             now,
         }
@@ -461,9 +482,15 @@ impl ClientEnd {
         }
         let end = self.session.sender.end() + spoken;
         let received = self.session.receiver.received();
-        let oldest = if self.replayable { self.mark.c2s } else { self.session.sender.log.first() };
-        let c2s_fits = (oldest..=end).contains(&mark.c2s);
-        let s2c_fits = (received..=received + answered).contains(&mark.s2c) || (self.replayable && mark.s2c == self.mark.s2c);
+        if !self.replayable && mark.c2s < self.session.sender.log.first() {
+            // What it would need has left the log: the next one may do.
+            return;
+        }
+        let prologue = self.policy.prologue();
+        let oldest = self.mark.c2s.max(prologue.said.len() as u64);
+        let c2s_fits = (oldest..=end).contains(&mark.c2s) && mark.s2c >= prologue.answered.len() as u64;
+        let unmoved = self.replayable && mark.s2c == self.mark.s2c && prologue == self.prologue;
+        let s2c_fits = (received..=received + answered).contains(&mark.s2c) || unmoved;
         if !c2s_fits || !s2c_fits {
             if !self.mark_refused {
                 self.mark_refused = true;
@@ -471,16 +498,32 @@ impl ClientEnd {
             }
             return;
         }
-        self.mark = mark;
+        self.move_mark(mark);
+    }
+
+    fn move_mark(&mut self, mark: Mark) {
+        let prologue = self.policy.prologue();
         if let Some(hash) = &mut self.hash
-            && (hash.from() != mark.s2c || !self.replayable)
+            && (self.mark.s2c != mark.s2c || !self.replayable)
         {
-            hash.restart(mark.s2c);
+            hash.restart();
+            hash.update(&prologue.answered);
         }
+        self.mark = mark;
+        self.prologue = prologue;
         self.session.sender.keep_from(Some(mark.c2s));
         if !self.replayable {
             self.replayable = true;
             self.session.report(Event::ReplayRegained);
+        }
+    }
+
+    /// Drops the log for good when no process can take up the conversation any more.
+    fn heed_giving_up(&mut self) {
+        if self.replayable && self.policy.gave_up() {
+            self.session.sender.keep_from(None);
+            self.replayable = false;
+            self.session.report(Event::ReplayGivenUp);
         }
     }
 

@@ -5,24 +5,14 @@
 use xxhash_rust::xxh3::Xxh3;
 
 /// XXH3-64 of a growing range of a stream.
+#[derive(Default)]
 pub(crate) struct RangeHash {
-    from: u64,
     hasher: Box<Xxh3>,
 }
 
 impl RangeHash {
-    pub(crate) fn new(from: u64) -> Self {
-        RangeHash { from, hasher: Box::new(Xxh3::new()) }
-    }
-
-    /// First offset of the range.
-    pub(crate) fn from(&self) -> u64 {
-        self.from
-    }
-
     /// Forgets the range and begins another one.
-    pub(crate) fn restart(&mut self, from: u64) {
-        self.from = from;
+    pub(crate) fn restart(&mut self) {
         self.hasher.reset();
     }
 
@@ -57,7 +47,7 @@ pub(crate) enum Regenerated {
 
 impl Regeneration {
     pub(crate) fn new(from: u64, until: u64, expected: u64) -> Self {
-        Regeneration { from, at: from, until, expected, hash: RangeHash::new(from) }
+        Regeneration { from, at: from, until, expected, hash: RangeHash::default() }
     }
 
     pub(crate) fn take(&mut self, bytes: &[u8]) -> Regenerated {
@@ -96,7 +86,7 @@ mod tests {
 
     #[test]
     fn pieces_do_not_matter_and_a_changed_byte_does() {
-        let mut client = RangeHash::new(7);
+        let mut client = RangeHash::default();
         client.update(b"hello ");
         client.update(b"world");
         let mut same = Regeneration::new(7, 18, client.digest());
@@ -104,7 +94,7 @@ mod tests {
         assert_eq!(same.take(b"lo world and more"), Regenerated::Same(8));
         let mut other = Regeneration::new(7, 18, client.digest());
         assert_eq!(other.take(b"hello_world"), Regenerated::Different(11));
-        client.restart(18);
+        client.restart();
         assert_eq!(Regeneration::new(18, 18, client.digest()).take(b""), Regenerated::Same(0));
     }
 }

@@ -76,6 +76,8 @@ pub enum Event {
         /// Bytes of the log when it happened.
         bytes: u64,
     },
+    /// Client's end: a [`MarkPolicy`](super::MarkPolicy) has given up; replay is lost for good.
+    ReplayGivenUp,
     /// Client's end: a new mark made replay possible again.
     ReplayRegained,
     /// Client's end: a [`MarkPolicy`](super::MarkPolicy) set a mark that cannot be, which was ignored. Said once.

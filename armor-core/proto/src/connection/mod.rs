@@ -36,7 +36,10 @@ pub use client_end::ClientEnd;
 pub use config::{Config, OnDivergence};
 pub use error::ProtocolError;
 pub use event::{AppAction, Divergence, Event};
-pub use mark::{Conversation, MarkPolicy, ReconnectPolicy, RequestPolicy, StreamPolicy, mark_policy};
+pub use mark::{
+    Conversation, MAX_SAVED, MarkPolicy, PolicyStateError, Prologue, Protocol, ReconnectPolicy, RequestPolicy, StreamPolicy, TurnPolicy,
+    mark_policy,
+};
 pub use record::{Ack, AckState, ConnectReply, ConnectRequest, Data, Direction, Mark, Record, Replay, Reset, ResetReason, Resume};
 pub use send_log::Spill;
 pub use server_end::{ConnectDecision, ServerEnd};

@@ -195,7 +195,7 @@ pub struct ConnectRequest {
     pub service: Incarnation,
     /// Whether to start at the mark or at the present.
     pub resume: Resume,
-    /// Where the new process may start.
+    /// Where the new process may start; before the mark proper, as far back as what it is told and answers before that.
     pub mark: Mark,
     /// Client's bytes that were written into a server process: the present, in case the server's end is gone.
     pub acked_c2s: u64,
@@ -209,6 +209,9 @@ pub struct ConnectRequest {
     pub hash_s2c: u64,
     /// Server's bytes beyond `written_s2c` that may be sent.
     pub window: u32,
+    /// When the server's end knows that the process had been silent for so long before it was lost, with all that it had said
+    /// written to the client, the answer counts as complete: the new process starts at the present instead of the mark.
+    pub settled_ms: Option<u32>,
 }
 
 /// Outcome of a [`ConnectRequest`].

@@ -45,6 +45,8 @@ pub(crate) struct SendLog {
     chunks: VecDeque<Chunk>,
     /// Oldest offset that can be read, in memory or in the spill.
     first: u64,
+    /// Bytes that are read before those from `first` on, under the offsets before it.
+    prologue: Bytes,
     /// Next offset that `take` yields.
     next: u64,
     /// Index of the chunk that holds `next`, or the number of chunks.
@@ -57,7 +59,16 @@ pub(crate) struct SendLog {
 
 impl SendLog {
     pub(crate) fn new(start: u64) -> Self {
-        SendLog { chunks: VecDeque::new(), first: start, next: start, cursor: 0, end: start, memory: 0, spill: None }
+        SendLog {
+            chunks: VecDeque::new(),
+            first: start,
+            prologue: Bytes::new(),
+            next: start,
+            cursor: 0,
+            end: start,
+            memory: 0,
+            spill: None,
+        }
     }
 
     pub(crate) fn set_spill(&mut self, spill: Box<dyn Spill + Send>) {
@@ -70,6 +81,11 @@ impl SendLog {
 
     pub(crate) fn first(&self) -> u64 {
         self.first
+    }
+
+    /// Where the prologue begins, or the log if there is none.
+    pub(crate) fn start(&self) -> u64 {
+        self.first - self.prologue.len() as u64
     }
 
     pub(crate) fn next(&self) -> u64 {
@@ -107,6 +123,12 @@ impl SendLog {
         if most == 0 || self.next == self.end {
             return Ok(Bytes::new());
         }
+        if self.next < self.first {
+            let from = (self.next - self.start()) as usize;
+            let bytes = self.prologue.slice(from..self.prologue.len().min(from.saturating_add(most)));
+            self.next += bytes.len() as u64;
+            return Ok(bytes);
+        }
         let memory_from = self.memory_from();
         if self.next < memory_from {
             let length = usize::try_from(memory_from - self.next).unwrap_or(most).min(most);
@@ -131,9 +153,18 @@ impl SendLog {
         Ok(bytes)
     }
 
-    /// Goes back, or forward, to `offset`, which lies between `first` and `end`.
+    /// Goes back to `offset`, which lies between `first` and `end`, and to `prologue` before it, which is not longer than
+    /// `offset`; what lies before `offset` is dropped.
+    pub(crate) fn rewind(&mut self, offset: u64, prologue: Bytes) {
+        self.cut(offset);
+        self.seek(self.first);
+        self.prologue = prologue;
+        self.next = self.start();
+    }
+
+    /// Goes back, or forward, to `offset`, which lies between the beginning of the prologue and `end`.
     pub(crate) fn seek(&mut self, offset: u64) {
-        let offset = offset.clamp(self.first, self.end);
+        let offset = offset.clamp(self.start(), self.end);
         if offset == self.next {
             return;
         }
@@ -144,9 +175,11 @@ impl SendLog {
     /// Drops what lies before `offset`.
     pub(crate) fn cut(&mut self, offset: u64) {
         let offset = offset.min(self.end);
-        if offset <= self.first {
+        if offset < self.first || (offset == self.first && self.prologue.is_empty()) {
             return;
         }
+        self.prologue = Bytes::new();
+        self.next = self.next.max(self.first);
         self.first = offset;
         while self.chunks.front().is_some_and(|chunk| chunk.end() <= offset) {
             self.drop_front();
@@ -194,6 +227,7 @@ impl SendLog {
     pub(crate) fn restart(&mut self, offset: u64) {
         self.chunks.clear();
         self.first = offset;
+        self.prologue = Bytes::new();
         self.next = offset;
         self.end = offset;
         self.cursor = 0;

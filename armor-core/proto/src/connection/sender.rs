@@ -304,9 +304,9 @@ impl Sender {
         self.probing = false;
     }
 
-    /// Goes back to `offset` for a new incarnation; nothing may be sent before [`Sender::resume`].
-    pub(crate) fn rewind(&mut self, offset: u64) {
-        self.log.seek(offset);
+    /// Goes back to `offset`, and to `prologue` before it, for a new incarnation; nothing may be sent before [`Sender::resume`].
+    pub(crate) fn rewind(&mut self, offset: u64, prologue: Bytes) {
+        self.log.rewind(offset, prologue);
         let at = self.log.next();
         self.acked = at;
         self.confirmed = at;
@@ -318,7 +318,7 @@ impl Sender {
 
     /// Starts a new incarnation at what the peer says it has.
     pub(crate) fn resume(&mut self, ack: &AckState) -> Result<(), ProtocolError> {
-        let (first, end) = (self.log.first(), self.log.end());
+        let (first, end) = (self.log.start(), self.log.end());
         let wrong = |what, got| ProtocolError::Offset { what, expected_from: first, expected_to: end, got };
         let received = ack.received().ok_or_else(|| wrong("received offset", u64::MAX))?;
         if received < first || received > end {

@@ -58,6 +58,12 @@ pub struct ServerEnd {
     /// Client's bytes up to which the new process is being fed again.
     replaying: Option<u64>,
     regeneration: Option<Regeneration>,
+    /// Since when the process has been silent although it could speak: all that it had said was written to the client.
+    quiet_since: Instant,
+    /// When the process's stream ended without announcement.
+    broke_at: Option<Instant>,
+    /// How long the process that was lost had been silent.
+    silence: Duration,
     /// When the new process last said something again.
     regenerated_at: Instant,
     asking: Option<Asking>,
@@ -79,10 +85,18 @@ impl ServerEnd {
             done: false,
             replaying: None,
             regeneration: None,
+            quiet_since: now,
+            broke_at: None,
+            silence: Duration::ZERO,
             regenerated_at: now,
             asking: None,
             service: Incarnation(0),
         }
+    }
+
+    /// The process's stream has ended and nobody has announced it: it may be dead, and its silence ends here.
+    pub fn app_broke(&mut self, now: Instant) {
+        self.broke_at.get_or_insert(now);
     }
 
     /// The process has died. Call it after everything it had said was read from its socket (`app_read`).
@@ -90,6 +104,11 @@ impl ServerEnd {
         if !self.session.has_app() {
             return;
         }
+        // What the client had not taken yet may have kept the process from saying more, and one that still has to say again
+        // what the client was given has more to say.
+        let heard = self.session.sender.acked() == self.session.sender.end() && self.regeneration.is_none();
+        let silence = self.broke_at.unwrap_or(now).saturating_duration_since(self.quiet_since);
+        self.silence = if heard { silence } else { Duration::ZERO };
         self.lose_process();
         if self.session.sender.ended() {
             self.done = true;
@@ -164,6 +183,7 @@ impl ServerEnd {
             }
             bytes.advance(known);
         }
+        self.quiet_since = now;
         self.session.sender.log.push(bytes);
     }
 
@@ -246,7 +266,10 @@ impl ServerEnd {
     /// # Errors
     /// When it makes no sense; what made none is ignored.
     pub fn handle_data(&mut self, data: &Data, payload: Bytes, now: Instant) -> Result<(), ProtocolError> {
-        if let Some(bytes) = self.session.handle_data(data, payload, now)? {
+        let acked = self.session.sender.acked();
+        let new = self.session.handle_data(data, payload, now);
+        self.heed_progress(acked, now);
+        if let Some(bytes) = new? {
             self.session.enqueue(bytes, now);
         }
         Ok(())
@@ -257,7 +280,17 @@ impl ServerEnd {
     /// # Errors
     /// When it makes no sense; it is ignored then.
     pub fn handle_ack(&mut self, ack: &Ack, now: Instant) -> Result<(), ProtocolError> {
-        self.session.handle_ack(ack, now)
+        let acked = self.session.sender.acked();
+        let taken = self.session.handle_ack(ack, now);
+        self.heed_progress(acked, now);
+        taken
+    }
+
+    /// A process that was held up by the client's reading may speak again from now on.
+    fn heed_progress(&mut self, acked: u64, now: Instant) {
+        if self.session.sender.acked() != acked {
+            self.quiet_since = now;
+        }
     }
 
     /// Takes the client's reset. One of an older incarnation is dropped.

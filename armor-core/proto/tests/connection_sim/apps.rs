@@ -5,6 +5,8 @@ use std::collections::VecDeque;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
+use super::protocols::{Dialogue, Session, Speech, Store, uncrashed};
+
 /// What the two applications do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Model {
@@ -22,6 +24,19 @@ pub enum Model {
     Sink,
     /// The server says bytes from a sequence that its processes share; the client uploads (policy `reconnect`).
     Source,
+    /// HTTP/1.1 and RESP with effects that last; see [`super::protocols`].
+    Http,
+    Resp,
+}
+
+impl Model {
+    pub fn speech(self) -> Option<Speech> {
+        match self {
+            Model::Http => Some(Speech::Http),
+            Model::Resp => Some(Speech::Resp),
+            _ => None,
+        }
+    }
 }
 
 pub const GREETING: &[u8] = b"220 model server ready\n";
@@ -43,6 +58,7 @@ pub struct Disk {
     pub sequence_end: u64,
     /// Everything that processes were given, over all of them.
     pub heard: Vec<u8>,
+    pub store: Store,
 }
 
 /// One connection of one server process.
@@ -59,12 +75,13 @@ pub struct ServerProcess {
     pub closed: bool,
     /// Changes every byte that is said: 0 for a deterministic server.
     twist: u8,
+    session: Session,
 }
 
 pub const SOCKET: usize = 4096;
 
 impl ServerProcess {
-    pub fn new(model: Model, twist: u8) -> Self {
+    pub fn new(model: Model, number: u8, twist: u8) -> Self {
         let mut process = ServerProcess {
             model,
             heard: Vec::new(),
@@ -76,6 +93,7 @@ impl ServerProcess {
             ending: false,
             closed: false,
             twist,
+            session: Session::of(number),
         };
         if model == Model::Greeting {
             process.pending.extend(GREETING);
@@ -128,6 +146,14 @@ impl ServerProcess {
                 }
                 self.ending = self.eof && disk.sequence == disk.sequence_end;
             }
+            Model::Http | Model::Resp => {
+                let speech = self.model.speech().expect("a protocol");
+                while let Some((length, answer)) = self.session.serve(speech, &self.heard[self.consumed..], &mut disk.store) {
+                    self.consumed += length;
+                    self.pending.extend(answer);
+                }
+                self.ending |= self.eof;
+            }
             Model::Upload | Model::Sink => {}
         }
         while self.socket.len() < SOCKET {
@@ -151,6 +177,10 @@ pub struct Client {
     pub eofs: usize,
     pub ended: bool,
     pub closed: bool,
+    pub dialogue: Option<Dialogue>,
+    /// The client says nothing for so many milliseconds.
+    pub rests: Option<u64>,
+    rests_next: VecDeque<u64>,
 }
 
 impl Client {
@@ -158,6 +188,8 @@ impl Client {
         let mut rng = StdRng::seed_from_u64(seed);
         let mut script = VecDeque::new();
         let mut expected = Vec::new();
+        let mut dialogue = None;
+        let mut rests_next = VecDeque::new();
         let upload = |rng: &mut StdRng| -> Vec<u8> {
             let length = rng.random_range(0..most);
             (0..length).map(|_| rng.random()).collect()
@@ -192,6 +224,13 @@ impl Client {
                 script.push_back((0, upload(&mut rng)));
                 expected = (0..rng.random_range(0..most as u64)).map(|at| (at % 251) as u8).collect();
             }
+            Model::Http | Model::Resp => {
+                let speech = model.speech().expect("a protocol");
+                let talk = Dialogue::new(speech, most, &mut rng);
+                expected = uncrashed(speech, &talk.text());
+                dialogue = Some(talk);
+                rests_next.extend((0..20).map(|_| [0, 10, 100, 400][rng.random_range(0..4)]));
+            }
         }
         Client {
             model,
@@ -203,15 +242,38 @@ impl Client {
             eofs: 0,
             ended: false,
             closed: false,
+            dialogue,
+            rests: None,
+            rests_next,
         }
     }
 
     pub fn hear(&mut self, bytes: &[u8]) {
         self.heard.extend_from_slice(bytes);
+        if let Some(dialogue) = &mut self.dialogue {
+            dialogue.hear(&self.heard);
+        }
+    }
+
+    /// Puts the next batch into the script, after a rest.
+    fn go_on_talking(&mut self) {
+        let Some(dialogue) = self.dialogue.as_mut().filter(|dialogue| dialogue.waits_for_nothing() && !dialogue.is_over()) else { return };
+        match self.rests {
+            None => self.rests = Some(self.rests_next.pop_front().unwrap_or(0)),
+            Some(0) => {
+                self.rests = None;
+                self.script.extend(dialogue.next_batch().map(|batch| (self.heard.len(), batch)));
+            }
+            Some(_) => {}
+        }
+        if self.rests == Some(0) {
+            self.go_on_talking();
+        }
     }
 
     /// Says what it can; afterwards `ended` and `closed` may be set.
     pub fn run(&mut self) {
+        self.go_on_talking();
         while let Some((after, piece)) = self.script.front_mut() {
             if self.heard.len() < *after || self.socket.len() >= SOCKET {
                 return;
@@ -229,6 +291,7 @@ impl Client {
                 self.ended |= self.heard.len() >= self.expected.len();
             }
             Model::Stream => self.ended |= self.eofs > 0,
+            Model::Http | Model::Resp => self.ended |= self.dialogue.as_ref().is_some_and(Dialogue::is_over),
             Model::Sink => self.closed = true,
             Model::Upload | Model::Echo | Model::Source => self.ended = true,
         }

@@ -6,6 +6,7 @@
 
 pub mod apps;
 mod plan;
+pub mod protocols;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
@@ -13,7 +14,9 @@ use std::io::IoSlice;
 use std::time::{Duration, Instant};
 
 use apps::{Client, Disk, Model, SOCKET, ServerProcess};
-use armor_proto::connection::{AppAction, ClientEnd, ConnectDecision, ConnectRequest, ProtocolError, Record, ServerEnd, mark_policy};
+use armor_proto::connection::{
+    AppAction, ClientEnd, ConnectDecision, ConnectRequest, MarkPolicy, ProtocolError, Record, ServerEnd, TurnPolicy, mark_policy,
+};
 use armor_proto::ids::{ConnectionId, Incarnation};
 use bytes::Bytes;
 pub use plan::{Kill, Loss, MemorySpill, Outcome, Plan, ms};
@@ -32,6 +35,7 @@ enum Parcel {
     WorkerUp,
     Kill(usize, u32),
     ClientGoesOn,
+    ClientRested,
     ServerGoesOn,
 }
 
@@ -88,13 +92,19 @@ pub struct World {
     client_close_told: bool,
     outcome: Outcome,
     done_kills: Vec<bool>,
+    /// Requests that were in progress when the server was killed, for each time.
+    pub in_progress: Vec<Vec<usize>>,
+    client_rests: bool,
     pub seen: BTreeMap<&'static str, u64>,
 }
 
 impl World {
     pub fn new(plan: Plan) -> Self {
         let start = Instant::now();
-        let policy = mark_policy(plan.policy).expect("a known policy");
+        let policy: Box<dyn MarkPolicy + Send> = match plan.settled {
+            Some(silence) => Box::new(TurnPolicy::settled_after(silence)),
+            None => mark_policy(plan.policy).expect("a known policy"),
+        };
         let mut client = ClientEnd::new(CONNECTION, plan.config.clone(), policy, start);
         if plan.spill {
             client.set_spill(Box::new(MemorySpill::default()));
@@ -119,13 +129,15 @@ impl World {
             attached_from: 0,
             attachments: 0,
             processes: 0,
-            compare: !plan.twisted,
+            compare: !plan.twisted && plan.model.speech().is_none(),
             client_stalled: false,
             server_stalled: false,
             client_eof_told: false,
             client_close_told: false,
             outcome: Outcome::default(),
             done_kills: vec![false; plan.kills.len()],
+            in_progress: Vec::new(),
+            client_rests: false,
             seen: BTreeMap::new(),
             plan,
         };
@@ -257,6 +269,10 @@ impl World {
                 }
             }
             Parcel::ClientGoesOn => self.client_stalled = false,
+            Parcel::ClientRested => {
+                self.client_rests = false;
+                self.client_app.rests = Some(0);
+            }
             Parcel::ServerGoesOn => self.server_stalled = false,
         }
     }
@@ -315,7 +331,7 @@ impl World {
         self.attached_from = server.progress().c2s;
         self.processes = self.processes.wrapping_add(1);
         let twist = if self.plan.twisted { self.processes } else { 0 };
-        self.process = Some(ServerProcess::new(self.plan.model, twist));
+        self.process = Some(ServerProcess::new(self.plan.model, self.processes, twist));
         self.attachments += 1;
         for (index, (kill, _)) in self.plan.kills.clone().into_iter().enumerate() {
             if let Kill::Attached(after) = kill
@@ -334,6 +350,7 @@ impl World {
         }
         let now = self.now;
         let running = self.process.is_some();
+        self.in_progress.extend(self.client_app.dialogue.as_ref().map(protocols::Dialogue::in_progress));
         self.outcome.kills += 1;
         let comes_back = self.outcome.kills <= self.plan.restarts;
         let delay = ms(self.rng.random_range(self.plan.restart.0..=self.plan.restart.1));
@@ -425,11 +442,15 @@ impl World {
             let delay = ms(self.rng.random_range(1..900));
             self.post(now + delay, Parcel::ClientGoesOn, Bytes::new());
         }
+        if !self.client_stalled {
+            self.client_app.run();
+        }
+        if let Some(rest) = self.client_app.rests.filter(|rest| *rest > 0 && !self.client_rests) {
+            self.client_rests = true;
+            self.post(now + ms(rest), Parcel::ClientRested, Bytes::new());
+        }
         let Some(client) = &mut self.client else { return };
         let app = &mut self.client_app;
-        if !self.client_stalled {
-            app.run();
-        }
         loop {
             let take = Self::piece(&mut self.rng, client.read_capacity(), app.socket.len());
             if take == 0 {
@@ -487,7 +508,7 @@ impl World {
 
     fn pump_server(&mut self) {
         let now = self.now;
-        if self.plan.stalls && !self.server_stalled && self.rng.random_ratio(1, 60) {
+        if self.plan.stalls && self.plan.server_stalls && !self.server_stalled && self.rng.random_ratio(1, 60) {
             self.server_stalled = true;
             let delay = ms(self.rng.random_range(1..900));
             self.post(now + delay, Parcel::ServerGoesOn, Bytes::new());

@@ -40,6 +40,8 @@ pub struct Plan {
     pub seed: u64,
     pub model: Model,
     pub policy: &'static str,
+    /// A silence of so long settles an answer; only for policy `turn`.
+    pub settled: Option<Duration>,
     pub config: Config,
     /// Most bytes per answer or upload.
     pub most: usize,
@@ -57,6 +59,8 @@ pub struct Plan {
     pub twisted: bool,
     /// Applications stop now and then.
     pub stalls: bool,
+    /// The server does too.
+    pub server_stalls: bool,
     pub spill: bool,
 }
 
@@ -66,6 +70,7 @@ impl Plan {
             seed,
             model,
             policy,
+            settled: None,
             config: Config { window: 8192, log_bound: 1 << 20, max_data: 1500, ..Config::default() },
             most: 40_000,
             lost: 0,
@@ -77,6 +82,7 @@ impl Plan {
             restarts: usize::MAX,
             twisted: false,
             stalls: false,
+            server_stalls: true,
             spill: false,
         }
     }

@@ -4,7 +4,7 @@
 //! Invariant: a connect request is followed once; its repetition is answered with the same words, an older one with none.
 //! Invariant: what the client has been given, by its own word, is where the server's stream goes on.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{ConnectDecision, ServerEnd};
 use crate::connection::digest::Regeneration;
@@ -129,6 +129,7 @@ impl ServerEnd {
         }
         let request = self.pending.take().ok_or(ProtocolError::Unexpected { event: "attached", state: "no connect request waits" })?;
         self.service = service;
+        let settled = self.is_settled(&request);
         let ack = received_by(&request);
         match request.resume {
             Resume::Present if self.knows(&request) => {
@@ -140,12 +141,15 @@ impl ServerEnd {
                 self.session.sender.restart(&ack);
             }
             Resume::Mark => {
-                self.session.receiver.restart(request.mark.c2s);
+                self.session.receiver.restart(if settled { request.acked_c2s } else { request.mark.c2s });
                 self.session.sender.restart(&ack);
             }
         }
         self.session.set_app(true);
         self.lost = None;
+        self.quiet_since = now;
+        self.broke_at = None;
+        self.silence = Duration::ZERO;
         let first = request.incarnation.0 == 0;
         self.start(&request, service, now);
         if first {
@@ -153,7 +157,8 @@ impl ServerEnd {
             return Ok(());
         }
         let replayed = match request.resume {
-            Resume::Mark => request.acked_c2s.saturating_sub(request.mark.c2s),
+            Resume::Mark if !settled => request.acked_c2s.saturating_sub(request.mark.c2s),
+            Resume::Mark => 0,
             Resume::Present => 0,
         };
         self.session.report(Event::Reconnected { service, replayed });
@@ -163,13 +168,20 @@ impl ServerEnd {
             self.session.report(Event::Replayed);
         }
         let missing = request.received_s2c - request.mark.s2c;
-        if request.resume == Resume::Mark && missing > 0 {
+        if request.resume == Resume::Mark && !settled && missing > 0 {
             self.regenerated_at = now;
             self.regeneration = Some(Regeneration::new(request.mark.s2c, request.received_s2c, request.hash_s2c));
         } else {
             self.session.report(Event::Recovered { regenerated: 0 });
         }
         Ok(())
+    }
+
+    /// Whether the process that was lost had said its whole answer, as far as silence tells: the client has it all and was given it all
+    /// in time for the process to say more.
+    fn is_settled(&self, request: &ConnectRequest) -> bool {
+        let enough = request.settled_ms.is_some_and(|silence| self.silence >= Duration::from_millis(u64::from(silence)));
+        enough && self.knows(request) && request.written_s2c == self.session.sender.end()
     }
 
     fn start(&mut self, request: &ConnectRequest, service: Incarnation, now: Instant) {
