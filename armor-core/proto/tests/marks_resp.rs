@@ -444,7 +444,10 @@ proptest! {
                 by_piece.say(*side, piece);
                 by_piece.save_and_restore();
             }
-            prop_assert_eq!(by_byte.mark, by_piece.mark);
+            // A mark that comes in one piece with what gives the conversation up is not needed any more.
+            if !by_byte.gave_up() {
+                prop_assert_eq!(by_byte.mark, by_piece.mark);
+            }
             prop_assert_eq!(by_byte.saved(), by_piece.saved());
         }
     }
