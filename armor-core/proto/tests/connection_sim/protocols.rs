@@ -176,7 +176,13 @@ impl Dialogue {
         }
         for _ in 0..rng.random_range(1..7) {
             let depth = [1, 1, 2, 5, 30][rng.random_range(0..5)];
-            let units = (0..depth).map(|_| dialogue.unit(most / depth, rng)).collect();
+            let mut units: Vec<_> = (0..depth).map(|_| dialogue.unit(most / depth, rng)).collect();
+            // More settings under way at once than can be kept would give the connection up.
+            let mut settings = 0;
+            units.retain(|unit| {
+                settings += usize::from(unit[0].starts_with(b"*2\r\n$6\r\nSELECT"));
+                !unit[0].starts_with(b"*2\r\n$6\r\nSELECT") || settings <= 6
+            });
             dialogue.batch(units);
         }
         dialogue
