@@ -23,7 +23,7 @@ use serde::Deserialize;
 
 use crate::endpoints::{
     ApplicationSocket, Asked, Ending, HookupListener, Pending, Port, Proxy, Read, Remembered, ReplyTo, ServerTable, client_pair, connection_config,
-    get_option_for, how_ended, policy, set_option_for, source_address_for,
+    get_option_for, how_ended, let_bind_choose_a_port, policy, set_option_for, source_address_for,
 };
 use crate::operations::{
     AppClientConnected, AppLookupServerInfo, AppServerInfo, AppServerSubscribe, AppServerTable, AppServerTableAck, AppcommAck,
@@ -190,7 +190,7 @@ impl AppCommClient {
             Request::GetOption { name, level, option, length } => {
                 asked.reply.send(&get_option_for(self.holder(name), *level, *option, *length), None);
             }
-            Request::Register { .. } | Request::Listening { .. } | Request::Unregister { .. } => {
+            Request::Bind { .. } | Request::Listen { .. } | Request::Withdraw { .. } => {
                 asked.reply.send(&Reply::Refused { reason: "this socket serves clients; servers ask at app_comm_server.sock".to_owned() }, None);
             }
         }
@@ -427,19 +427,13 @@ fn local_address(socket: Option<&OwnedFd>, towards: Endpoint) -> Endpoint {
     let source = Endpoint::new(source_address_for(towards.unmapped()), 0);
     let source = source.in_family(towards.family()).unwrap_or(source);
     let Some(socket) = socket else { return source };
-    if let Ok(address) = rustix::net::getsockname(socket) {
-        if let Ok(unix) = rustix::net::SocketAddrUnix::try_from(address.clone())
-            && let Some(Ok(name)) = unix.abstract_name().map(Name::from_bytes)
-        {
-            return name.local;
-        }
-        if let Ok(bound) = SocketAddr::try_from(address)
-            && bound.port() != 0
-        {
-            let ip = if bound.ip().is_unspecified() { source.ip } else { bound.ip() };
-            return Endpoint::new(ip, bound.port());
-        }
+    let bound_to = || rustix::net::getsockname(socket).ok().and_then(|address| SocketAddr::try_from(address).ok()).map(Endpoint::from);
+    let bound = bound_to().map_or(source, |bound| if bound.ip.is_unspecified() { Endpoint { port: bound.port, ..source } } else { bound });
+    if bound.port != 0 {
+        return bound;
     }
-    let bound = rustix::net::bind(socket, &SocketAddr::from(source)).and_then(|()| rustix::net::getsockname(socket));
-    bound.ok().and_then(|address| SocketAddr::try_from(address).ok()).map_or(source, |address| Endpoint::new(address.ip(), address.port()))
+    // An address that was bound without a port leaves the port to connect, which happens here.
+    let_bind_choose_a_port(socket.as_fd());
+    let _ = rustix::net::bind(socket, &SocketAddr::from(bound));
+    bound_to().unwrap_or(source)
 }

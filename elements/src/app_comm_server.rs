@@ -1,7 +1,8 @@
 //! `APP_COMM_SERVER`: where server applications hook up, and the proxy of the clients towards them (thesis §4.2.2).
 //!
-//! Purpose: registers what servers bind, connects clients to their listeners, and puts connections back when a server's
-//! process fails: its re-bind is recognised, the clients replay their connect requests, the stream goes on (thesis §4.5.1).
+//! Purpose: reserves what applications bind, registers the servers that listen, connects clients to their listeners, and puts
+//! connections back when a server's process fails: its address is recognised, the clients replay their connect requests, the
+//! stream goes on (thesis §4.5.1).
 //! Subscribes: `MSG_APP_STARTED`, `MSG_APP_FAILED`, `MSG_APP_SERVER_REGISTERED`, `MSG_APPCOMM_SERVER_CONNECT_REQUEST`,
 //! `MSG_APPCOMM_DATA`, `MSG_APPCOMM_ACK`, `MSG_APPCOMM_RESET`.
 //! Emits: `MSG_APP_REGISTER_SERVER`, `MSG_APP_UNREGISTER_SERVER`, `MSG_APPCOMM_REPLAY_CONNECT`, `MSG_APPCOMM_CONNECT_REPLY`,
@@ -9,7 +10,7 @@
 //! Configuration: `allowed_uids`, `window_bytes`, `fate_ms` (how long an unannounced end of a stream waits for the process's fate),
 //! `max_connections`.
 //!
-//! What servers bind is in `services`, the ends of connections in `connections`, the failures of processes in `failures`, how
+//! What applications bind is in `services`, the ends of connections in `connections`, the failures of processes in `failures`, how
 //! recoveries went in `timelines`, and `readiness` tells when a server that listens may be connected to.
 
 #[cfg(test)]
@@ -26,8 +27,8 @@ mod services;
 #[path = "app_comm_server/timelines.rs"]
 mod timelines;
 
-use std::collections::{BTreeMap, HashMap};
-use std::os::fd::OwnedFd;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
 use armor_core::context::Context;
@@ -45,7 +46,7 @@ use crate::operations::{
 };
 use connections::{Announced, Server};
 use readiness::Readiness;
-use services::{Bind, Service};
+use services::{Registration, Service};
 use timelines::Timelines;
 
 /// Configuration.
@@ -78,7 +79,9 @@ pub struct AppCommServer {
     socket: std::path::PathBuf,
     applications: BTreeMap<String, Application>,
     services: BTreeMap<Endpoint, Service>,
-    binds: HashMap<u64, Bind>,
+    registrations: HashMap<u64, Registration>,
+    /// Processes without supervision that have bound something.
+    watched: HashSet<u32>,
     servers: HashMap<ConnectionId, Server>,
     resets: Remembered<ResetReason>,
     /// The last incarnation that was asked for of connections that are over here.
@@ -99,7 +102,8 @@ impl Element for AppCommServer {
             socket: setup.run_dir.join(SERVER_SOCKET),
             applications: BTreeMap::new(),
             services: BTreeMap::new(),
-            binds: HashMap::new(),
+            registrations: HashMap::new(),
+            watched: HashSet::new(),
             servers: HashMap::new(),
             resets: Remembered::default(),
             over: Remembered::default(),
@@ -149,11 +153,11 @@ impl AppCommServer {
     /// A request of a server application's shim.
     fn asked(&mut self, asked: Asked, context: &mut Context<'_>) {
         match &asked.request {
-            Request::Register { .. } => self.bind(asked, context),
-            Request::Listening { listener, .. } => self.listening(*listener, context),
-            Request::Unregister { listener } => {
-                self.close_listener(*listener, context);
-                asked.reply.send(&Reply::Done, None);
+            Request::Bind { .. } => self.bind(asked, context),
+            Request::Listen { listener, .. } => self.listen(*listener, asked.reply, context),
+            Request::Withdraw { listener } => {
+                let socket = self.withdraw(*listener);
+                asked.reply.send(&Reply::Withdrawn, socket.as_ref().map(AsFd::as_fd));
             }
             Request::Closed { name, .. } if name.role == Role::Listener => self.close_listener(name.id, context),
             Request::Closed { name, .. } | Request::Finished { name, .. } => {

@@ -1,13 +1,13 @@
 //! `APP_SERVER_DB`: the run-time table of all servers in the network, part of the FTM (thesis §4.2.3).
 //!
-//! Purpose: maps the address that a server bound to the ARMOR that oversees it, remembers each server's clients, and knows a
-//! server in its recovery phase by the address that it binds again (thesis §4.5.1).
+//! Purpose: maps the address that a server listens on to the ARMOR that oversees it, remembers each server's clients, and knows a
+//! server in its recovery phase by the address that it listens on again (thesis §4.5.1).
 //! Subscribes: `MSG_APP_REGISTER_SERVER`, `MSG_APP_UNREGISTER_SERVER`, `MSG_APP_LOOKUP_SERVER_INFO`, `MSG_APP_SERVER_SUBSCRIBE`,
 //! `MSG_APP_SERVER_TABLE_ACK`, `MSG_APP_CLIENT_CONNECTED`, `MSG_DAEMON_REGISTER`.
 //! Emits: `MSG_APP_SERVER_REGISTERED` (acknowledged), `MSG_APP_SERVER_INFO`, `MSG_APP_SERVER_TABLE`.
-//! Configuration: `max_servers`, `max_clients_per_server`, `table_wait_ms` (how long a bind waits for daemons to learn of it).
+//! Configuration: `max_servers`, `max_clients_per_server`, `table_wait_ms` (how long a listen waits for daemons to learn of it).
 //!
-//! Invariant: a bind that succeeds is known to every daemon that answers in time, so a client that is started after it finds the server.
+//! Invariant: a listen that succeeds is known to every daemon that answers in time, so a client that is started after it finds the server.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -56,8 +56,8 @@ struct Server {
     clients: BTreeMap<ConnectionId, ArmorId>,
 }
 
-/// A bind that waits until the daemons know of it.
-struct WaitingBind {
+/// A server that waits until the daemons know of it.
+struct WaitingServer {
     version: u64,
     missing: BTreeSet<ArmorId>,
     to: ArmorId,
@@ -69,7 +69,7 @@ pub struct AppServerDb {
     config: Config,
     state: State,
     version: u64,
-    waiting: Vec<WaitingBind>,
+    waiting: Vec<WaitingServer>,
 }
 
 impl Element for AppServerDb {
@@ -98,13 +98,13 @@ impl Element for AppServerDb {
     }
 
     fn timer(&mut self, version: u64, context: &mut Context<'_>) {
-        // Whoever has not answered by now learns of the server when it answers again; the bind goes on.
+        // Whoever has not answered by now learns of the server when it answers again; its listen goes on.
         for waiting in self.waiting.iter_mut().filter(|waiting| waiting.version <= version) {
             for armor in std::mem::take(&mut waiting.missing) {
                 context.event(Event::new("server-table-late").with("armor", armor));
             }
         }
-        self.answer_binds(context);
+        self.answer_servers(context);
     }
 
     fn capture(&self) -> Option<Vec<u8>> {
@@ -142,7 +142,7 @@ impl AppServerDb {
         let full = self.state.servers.len() >= self.config.max_servers;
         match self.state.servers.get_mut(&row.address) {
             Some(known) if known.row.service != row.service => answer.errno = libc::EADDRINUSE,
-            // One process that binds the address twice (SO_REUSEPORT): the same life of the same server.
+            // One process that listens twice on the address (SO_REUSEPORT): the same life of the same server.
             Some(known) if known.row.armor == row.armor && known.row.incarnation == row.incarnation => {}
             Some(known) => {
                 row.incarnation = Incarnation(row.incarnation.0.max(known.row.incarnation.0 + 1));
@@ -169,12 +169,12 @@ impl AppServerDb {
         }
         context.state_changed();
         self.publish(context);
-        self.waiting.push(WaitingBind { version: self.version, missing: self.state.subscribers.clone(), to: asked.row.armor, answer });
+        self.waiting.push(WaitingServer { version: self.version, missing: self.state.subscribers.clone(), to: asked.row.armor, answer });
         context.timer(Duration::from_millis(self.config.table_wait_ms), self.version);
-        self.answer_binds(context);
+        self.answer_servers(context);
     }
 
-    fn answer_binds(&mut self, context: &mut Context<'_>) {
+    fn answer_servers(&mut self, context: &mut Context<'_>) {
         for ready in self.waiting.extract_if(.., |waiting| waiting.missing.is_empty()) {
             context.send_reliable(Message::to(ready.to, ready.answer));
         }
@@ -223,7 +223,7 @@ impl AppServerDb {
         for waiting in self.waiting.iter_mut().filter(|waiting| waiting.version <= known.version) {
             waiting.missing.remove(&known.armor);
         }
-        self.answer_binds(context);
+        self.answer_servers(context);
     }
 
     fn client(&mut self, change: &AppClientConnected, context: &mut Context<'_>) {
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bind_is_answered_when_every_subscriber_knows_of_it() {
+    fn a_server_is_answered_when_every_subscriber_knows_of_it() {
         let (setup, mut effects) = (setup(), Effects::new());
         let mut db = db();
         db.subscribe(&AppServerSubscribe { armor: ArmorId(9) }, &mut Context::detached(&setup, None, &mut effects));

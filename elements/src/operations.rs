@@ -201,7 +201,7 @@ pub enum ApplicationState {
 /// One row of the server table, as daemons see it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ServerRow {
-    /// Address that the server bound.
+    /// Address that the server listens on.
     pub address: Endpoint,
     /// The ARMOR that oversees it.
     pub armor: ArmorId,
@@ -266,7 +266,7 @@ armor_proto::operations! { ELEMENT_OPERATIONS;
     0x0134 MSG_APP_STARTED => pub struct AppStarted { spec: ApplicationSpec, pid: u32, incarnation: Incarnation }
     /// A supervised application's process has ended. Inside the overseer's ARMOR. `restarting` says whether it comes back.
     0x0135 MSG_APP_FAILED => pub struct AppFailed { name: String, pid: u32, incarnation: Incarnation, how: String, orderly: bool, restarting: bool, failed_at_ms: u64 }
-    /// A server bound an address (thesis §4.2.2), to APP_SERVER_DB.
+    /// A server listens on an address (thesis §4.2.2), to APP_SERVER_DB.
     0x0200 MSG_APP_REGISTER_SERVER => pub struct AppRegisterServer { row: ServerRow, request: u64 }
     /// Answer. `clients` are those that were connected when the server is in its recovery phase (thesis §4.5.1); errno != 0 refuses.
     0x0201 MSG_APP_SERVER_REGISTERED => pub struct AppServerRegistered { address: Endpoint, request: u64, errno: i32, incarnation: Incarnation, clients: Vec<ClientRow> }

@@ -37,7 +37,7 @@ pub(crate) unsafe fn connect(fd: c_int, to: *const sockaddr, length: socklen_t) 
         if family != to.family() || to.port == 0 || to.ip.is_multicast() {
             return Err(Bypass::NotIp.into());
         }
-        return begin(Attempt { fd, to, holder: fd, bound: None });
+        return begin(Attempt { fd, to, holder: fd });
     };
     match name.role {
         Role::Listener => from_bound(fd, &name, to),
@@ -52,8 +52,6 @@ struct Attempt {
     to: Endpoint,
     /// TCP socket for the ARMOR to hold.
     holder: c_int,
-    /// It was a listener to be, with this id.
-    bound: Option<u64>,
 }
 
 fn begin(attempt: Attempt) -> Detour<c_int> {
@@ -81,7 +79,7 @@ fn begin(attempt: Attempt) -> Detour<c_int> {
 
 impl Attempt {
     fn ask(&self, nonblocking: bool, answer: Option<Duration>, interruptible: bool) -> Result<Answer, Failure> {
-        let request = Request::Connect { addr: self.to, nonblocking, bound: self.bound, pid: sys::getpid() };
+        let request = Request::Connect { addr: self.to, nonblocking, pid: sys::getpid() };
         let here = self.to.ip.to_canonical();
         let reach = if here.is_loopback() || here.is_unspecified() { REACH } else { Duration::ZERO };
         control::ask(Side::Client, &request, Some(self.holder), Patience { reach, answer, interruptible })
@@ -113,7 +111,7 @@ fn unserved(failure: Failure) -> Aside {
     }
 }
 
-/// The socket was bound to an address of its own choice first, and so registered: it becomes a bound TCP socket again.
+/// The socket was bound to an address of its own choice first: it becomes a bound TCP socket again.
 fn from_bound(fd: c_int, name: &Name, to: Endpoint) -> Detour<c_int> {
     if sys::int_option(fd, libc::SOL_SOCKET, libc::SO_ACCEPTCONN).is_ok_and(|listens| listens != 0) {
         return Err(Errno(libc::EISCONN).into());
@@ -122,7 +120,7 @@ fn from_bound(fd: c_int, name: &Name, to: Endpoint) -> Detour<c_int> {
         return Err(Errno(libc::EAFNOSUPPORT).into());
     }
     listen::withdraw(fd, name)?;
-    begin(Attempt { fd, to, holder: fd, bound: Some(name.id) })
+    begin(Attempt { fd, to, holder: fd })
 }
 
 /// `connect` once more on a client's socket: asks how the first went, or tries again when that is known to have failed.
@@ -134,7 +132,7 @@ fn again(fd: c_int, to: Endpoint) -> Detour<c_int> {
         failed => match sys::int_option(fd, libc::SOL_SOCKET, libc::SO_ERROR) {
             Ok(0) => {
                 let holder = sys::socket(address::domain(to.family()), libc::SOCK_STREAM)?;
-                begin(Attempt { fd, to, holder: holder.raw(), bound: None })
+                begin(Attempt { fd, to, holder: holder.raw() })
             }
             _ => Err(errno(failed).into()),
         },

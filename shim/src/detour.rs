@@ -25,6 +25,8 @@ pub(crate) enum Bypass {
     NotTcp,
     /// The kernel has bound or connected it already, before us or beside us.
     KernelHasIt,
+    /// Bound to an address without a port (IP_BIND_ADDRESS_NO_PORT): it will connect.
+    NoPort,
     /// Not a socket that an ARMOR made.
     NotProtected,
     /// The unix socket itself has the right answer.

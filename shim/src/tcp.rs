@@ -34,6 +34,11 @@ pub(crate) fn is_bound(fd: c_int) -> bool {
     sys::getsockname(fd).is_ok_and(|address| address.bytes().get(2..4).is_some_and(|port| port != [0, 0]))
 }
 
+/// Only its address is to be bound; the port is chosen by `connect`. So it is a client's.
+pub(crate) fn wants_no_port(fd: c_int) -> bool {
+    sys::int_option(fd, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT).is_ok_and(|set| set != 0)
+}
+
 pub(crate) fn is_nonblocking(fd: c_int) -> bool {
     sys::fcntl(fd, libc::F_GETFL, 0).is_ok_and(|flags| flags & libc::O_NONBLOCK != 0)
 }

@@ -67,8 +67,8 @@ fn the_hookup_corpus_neither_panics_nor_changes_what_it_decodes() {
     let endpoint = Endpoint::new([127, 0, 0, 1].into(), 80);
     let name = Name { role: Role::Client, id: 5, local: endpoint, peer: endpoint };
     let requests = [
-        Request::Register { addr: endpoint, service: Some("web".into()), pid: 1, v6_only: false, reuse_port: true },
-        Request::Connect { addr: endpoint, nonblocking: true, bound: None, pid: 1 },
+        Request::Bind { addr: endpoint, service: Some("web".into()), pid: 1, v6_only: false, reuse_port: true },
+        Request::Connect { addr: endpoint, nonblocking: true, pid: 1 },
         Request::SetOption { name, level: 6, option: 1, value: vec![1, 0, 0, 0] },
     ];
     let seeds = requests.iter().flat_map(|request| variants(&request.encode().unwrap())).chain([name.to_bytes().to_vec()]).collect();

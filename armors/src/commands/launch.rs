@@ -164,11 +164,11 @@ impl Launch {
         let patience = self.wait.as_secs_f64();
         match seen.unready {
             Some(heard) if !seen.addresses.is_empty() => eprintln!(
-                "armor: {name} has bound its address but is not ready after {patience} s: {heard}. It goes on running. Look at its log, or \
+                "armor: {name} listens but is not ready after {patience} s: {heard}. It goes on running. Look at its log, or \
                  give it longer with --wait."
             ),
             _ => eprintln!(
-                "armor: {name} has not bound an address within {patience} s; it goes on running. Look at its log, give it longer with --wait, or \
+                "armor: {name} does not listen on any address after {patience} s; it goes on running. Look at its log, give it longer with --wait, or \
                  use --wait 0 for a program that serves nothing."
             ),
         }
@@ -262,7 +262,7 @@ struct Watch<'a> {
 
 /// What a look at it has shown.
 struct Seen {
-    /// That it has bound.
+    /// That it listens on.
     addresses: Vec<String>,
     /// Why it is not ready, while it is not.
     unready: Option<String>,

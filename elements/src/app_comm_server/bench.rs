@@ -41,6 +41,8 @@ pub(super) struct Served {
     pub(super) listener: OwnedFd,
     id: u64,
     pub(super) address: Endpoint,
+    /// Whom APP_SERVER_DB names when it listens.
+    clients: Vec<ConnectionId>,
 }
 
 /// A client application and its ARMOR's end.
@@ -134,7 +136,7 @@ impl Bench {
         self.call(|element, context| element.application_failed(&failed, context));
     }
 
-    /// An application binds: what its shim gets from the ARMOR, when APP_SERVER_DB has answered with these clients.
+    /// An application binds: what its shim gets from the ARMOR. When it listens, APP_SERVER_DB answers with these clients.
     pub(super) fn bind(&mut self, service: &str, port: u16, clients: &[ConnectionId]) -> Served {
         self.bind_with(service, port, clients, false)
     }
@@ -145,22 +147,33 @@ impl Bench {
     }
 
     fn bind_with(&mut self, service: &str, port: u16, clients: &[ConnectionId], reuse_port: bool) -> Served {
-        let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+        let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
+        rustix::net::sockopt::set_socket_reuseport(&socket, true).unwrap();
         let addr = Endpoint::new([127, 0, 0, 1].into(), port);
-        let request = Request::Register { addr, service: Some(service.into()), pid: 1, v6_only: false, reuse_port };
-        let (reply, asker) = ReplyTo::pair();
-        self.call(|element, context| element.asked(Asked { request, socket: Some(socket), pid: 1, reply }, context));
-        let AppRegisterServer { row, request } = self.registrations.pop_front().unwrap();
-        let clients = clients.iter().map(|&connection| ClientRow { connection, armor: CLIENTS }).collect();
-        let answer = AppServerRegistered { address: row.address, request, errno: 0, incarnation: row.incarnation, clients };
-        self.call(|element, context| element.registered(&answer, context));
-        let mut bytes = [0; 4096];
-        let length = rustix::io::read(&asker, &mut bytes).unwrap();
-        let Ok(Reply::Registered { errno: 0, listener: id, name: Some(name) }) = Reply::decode(&bytes[..length]) else { panic!("refused") };
+        let request = Request::Bind { addr, service: Some(service.into()), pid: 1, v6_only: false, reuse_port };
+        let Reply::Bound { errno: 0, listener: id, name: Some(name) } = self.ask(request, Some(socket)) else { panic!("refused") };
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let listener = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap();
         rustix::net::bind(&listener, &SocketAddrUnix::new_abstract_name(&name.to_bytes()).unwrap()).unwrap();
-        Served { listener, id, address: row.address }
+        Served { listener, id, address: name.local, clients: clients.to_vec() }
+    }
+
+    /// What a shim asks, and the answer. APP_SERVER_DB knows of these clients.
+    fn ask_with(&mut self, request: Request, socket: Option<OwnedFd>, clients: &[ConnectionId]) -> Reply {
+        let (reply, asker) = ReplyTo::pair();
+        self.call(|element, context| element.asked(Asked { request, socket, pid: 1, reply }, context));
+        if let Some(AppRegisterServer { row, request }) = self.registrations.pop_front() {
+            let clients = clients.iter().map(|&connection| ClientRow { connection, armor: CLIENTS }).collect();
+            let answer = AppServerRegistered { address: row.address, request, errno: 0, incarnation: row.incarnation, clients };
+            self.call(|element, context| element.registered(&answer, context));
+        }
+        let mut bytes = [0; 4096];
+        let length = rustix::io::read(&asker, &mut bytes).unwrap();
+        Reply::decode(&bytes[..length]).unwrap()
+    }
+
+    fn ask(&mut self, request: Request, socket: Option<OwnedFd>) -> Reply {
+        self.ask_with(request, socket, &[])
     }
 
     /// A port that was free a moment ago.
@@ -170,7 +183,8 @@ impl Bench {
 
     pub(super) fn listen(&mut self, served: &Served) {
         rustix::net::listen(&served.listener, 16).unwrap();
-        self.call(|element, context| element.listening(served.id, context));
+        let reply = self.ask_with(Request::Listen { listener: served.id, backlog: 16, pid: 1 }, None, &served.clients);
+        assert_eq!(reply, Reply::Registered { errno: 0 });
     }
 
     pub(super) fn serve(&mut self, service: &str) -> Served {

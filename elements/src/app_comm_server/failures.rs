@@ -29,6 +29,8 @@ impl AppCommServer {
         if let Some(application) = self.applications.get_mut(&failed.name) {
             application.alive = false;
         }
+        // What was bound and did not listen was a client's.
+        self.services.retain(|_, service| service.name != failed.name || service.registered);
         let addresses = self.addresses_of(&failed.name);
         // By name: a server may have closed its listener and still serve those that it has.
         let connections = self.connections_where(|server| server.supervised && *server.service == *failed.name);
@@ -141,8 +143,8 @@ mod tests {
     fn comes_back(bench: &mut Bench, port: u16, client: &mut Client) -> OwnedFd {
         bench.started(&web(), 2);
         let served = bench.bind("web", port, &[]);
-        bench.exchange(client);
         bench.listen(&served);
+        bench.exchange(client);
         let socket = served.accept().unwrap();
         bench.exchange(client);
         assert_eq!(read(&socket), b"question");

@@ -94,7 +94,7 @@ impl AppCommServer {
         match self.readiness(service) {
             Some(Readiness::Asked(asking)) => !asking.overdue,
             Some(Readiness::Unasked) => true,
-            Some(Readiness::Ready) | None => service.recovering,
+            Some(Readiness::Ready) | None => service.recovering || service.is_about_to_listen(),
         }
     }
 

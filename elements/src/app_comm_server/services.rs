@@ -1,5 +1,8 @@
-//! What servers bind: addresses, listeners, and the server behind each (thesis §4.2.2).
+//! What applications bind, and which of it are servers: addresses, listeners, and the server behind each (thesis §4.2.2).
+//!
+//! An address is the application's from `bind` on, and a service from `listen` on: what is bound may as well connect.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -21,6 +24,8 @@ use crate::operations::{
 
 /// Recovery deadline of a server that nobody supervises, in milliseconds.
 const UNSUPERVISED_DEADLINE_MS: u64 = 30_000;
+/// Most addresses that are bound at once; one more gets ENOBUFS.
+const MAX_ADDRESSES: usize = 65_536;
 /// Most connections in one `MSG_APPCOMM_REPLAY_CONNECT`.
 const CONNECTIONS_PER_MESSAGE: usize = 1000;
 
@@ -28,6 +33,8 @@ const CONNECTIONS_PER_MESSAGE: usize = 1000;
 pub(super) struct Service {
     pub(super) name: String,
     pub(super) address: Endpoint,
+    policy: Policy,
+    settled_ms: Option<u32>,
     pub(super) on_divergence: OnDivergence,
     pub(super) deadline_ms: u64,
     pub(super) supervised: bool,
@@ -37,6 +44,8 @@ pub(super) struct Service {
     pub(super) listeners: Vec<Listener>,
     /// Its process has failed, and has not been ready since.
     pub(super) recovering: bool,
+    /// APP_SERVER_DB has been told. Until then it is but an address that somebody has bound.
+    pub(super) registered: bool,
     /// Connections that wait for a process, in the order in which they came; each once.
     pub(super) waiting: VecDeque<ConnectionId>,
     /// The queue is looked at again soon.
@@ -47,25 +56,51 @@ pub(super) struct Service {
 pub(super) struct Listener {
     id: u64,
     name: Name,
-    listening: bool,
+    /// The process that is about to bind its socket to the name. Until it has, the name is not looked at: that would be in its way.
+    binder: Option<u32>,
+    /// Its TCP socket, where another one holds the address already (SO_REUSEPORT).
+    own: Option<OwnedFd>,
+    progress: Progress,
 }
 
-/// A bind that APP_SERVER_DB has yet to confirm.
-pub(super) struct Bind {
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Progress {
+    /// It may yet connect.
+    Bound,
+    /// It listens, and APP_SERVER_DB has yet to confirm the address.
+    Registering,
+    Listening,
+}
+
+/// What APP_SERVER_DB has yet to confirm.
+pub(super) struct Registration {
     reply: ReplyTo,
     address: Endpoint,
-    listener: Listener,
+    listener: u64,
 }
 
 impl Service {
     /// Somebody accepts connections.
     pub(super) fn is_listening(&self) -> bool {
-        self.listeners.iter().any(|listener| listener.listening)
+        self.has_come(Progress::Listening)
+    }
+
+    /// Somebody accepts connections, or does as soon as APP_SERVER_DB has answered: clients may know of it earlier.
+    pub(super) fn is_about_to_listen(&self) -> bool {
+        self.has_come(Progress::Registering)
+    }
+
+    fn has_come(&self, to: Progress) -> bool {
+        self.listeners.iter().any(|listener| listener.progress >= to)
+    }
+
+    fn listener(&mut self, id: u64) -> Option<&mut Listener> {
+        self.listeners.iter_mut().find(|listener| listener.id == id)
     }
 
     /// The listener whose turn it is.
     pub(super) fn next_listener(&mut self) -> Option<Name> {
-        let listening: Vec<_> = self.listeners.iter().filter(|listener| listener.listening).collect();
+        let listening: Vec<_> = self.listeners.iter().filter(|listener| listener.progress == Progress::Listening).collect();
         let name = listening.get(self.next_listener.checked_rem(listening.len())?)?.name;
         self.next_listener = self.next_listener.wrapping_add(1);
         Some(name)
@@ -74,14 +109,14 @@ impl Service {
     /// A listener has refused a connection: it is closed, or does not listen any more.
     pub(super) fn refused(&mut self, name: &Name) {
         for listener in self.listeners.iter_mut().filter(|listener| listener.name == *name) {
-            listener.listening = false;
+            listener.progress = Progress::Bound;
         }
         self.forget_closed_listeners();
     }
 
     /// Forgets listeners of which every copy is closed.
     fn forget_closed_listeners(&mut self) {
-        self.listeners.retain(|listener| !listener_is_gone(&listener.name));
+        self.listeners.retain(|listener| listener.binder.is_some() || !listener_is_gone(&listener.name));
     }
 }
 
@@ -90,36 +125,31 @@ impl AppCommServer {
         self.services.values_mut().find(|service| service.listeners.iter().any(|listener| listener.id == id))
     }
 
+    /// `bind(2)`: the address is the application's, whatever it will do with it.
     pub(super) fn bind(&mut self, asked: Asked, context: &mut Context<'_>) {
-        let Request::Register { addr, service, reuse_port, .. } = asked.request else { return };
-        let Some(holder) = asked.socket else {
-            return asked.reply.send(&Reply::Refused { reason: "a register request carries the application's socket".to_owned() }, None);
+        let Request::Bind { addr, service, reuse_port, .. } = asked.request else { return };
+        let Some(socket) = asked.socket else {
+            return asked.reply.send(&Reply::Refused { reason: "a bind request carries the application's socket".to_owned() }, None);
         };
         let application = service.as_ref().and_then(|name| self.applications.get(name));
         let spec = application.map(|application| Rc::clone(&application.spec));
         let life = application.map(|application| application.incarnation);
         // A server that nobody supervises is known again by its program, so that it may be restarted by hand.
         let name = service.unwrap_or_else(|| program_name(asked.pid));
-        let address = match self.claim(addr, &name, life, reuse_port, &holder) {
+        let address = match self.claim(addr, &name, life, reuse_port, &socket) {
             Ok(address) => address,
-            Err(errno) => return asked.reply.send(&Reply::Registered { errno, listener: 0, name: None }, None),
+            Err(errno) => return asked.reply.send(&Reply::Bound { errno, listener: 0, name: None }, None),
         };
-        let service = self.enter(address, &name, spec.as_deref(), life, holder);
-        let (incarnation, deadline_ms) = (service.incarnation, service.deadline_ms);
-        let policy = spec.as_ref().map_or(Policy::default(), |spec| spec.policy);
-        let settled_ms = spec.as_ref().and_then(|spec| spec.settled_ms);
-        let row = ServerRow { address, armor: context.armor(), incarnation, service: name, policy, deadline_ms, settled_ms };
         self.next = self.next.wrapping_add(1);
-        let (id, request) = (self.next, self.next);
-        let listener = Listener { id, name: Name::listener(id, address), listening: false };
-        let key = address.unmapped();
-        self.binds.insert(request, Bind { reply: asked.reply, address: key, listener });
-        context.send_reliable(Message::to(ArmorId::FTM, AppRegisterServer { row, request }));
-        if spec.is_none() {
+        let (id, name_of_listener) = (self.next, Name::listener(self.next, address));
+        let (service, own) = self.enter(address, &name, spec.as_deref(), life, socket);
+        service.listeners.push(Listener { id, name: name_of_listener, binder: Some(asked.pid), own, progress: Progress::Bound });
+        asked.reply.send(&Reply::Bound { errno: 0, listener: id, name: Some(name_of_listener) }, None);
+        if spec.is_none() && self.watched.insert(asked.pid) {
             let (pid, handle) = (asked.pid, context.handle::<Self>());
             context.spawn(async move {
                 watch_process(pid).await;
-                handle.call(|element, context| element.unsupervised_gone(key, context));
+                handle.call(|element, context| element.unsupervised_gone(pid, context));
             });
         }
     }
@@ -135,62 +165,124 @@ impl AppCommServer {
                 known.listeners.clear();
             }
             known.forget_closed_listeners();
-            if !known.listeners.is_empty() && !reuse_port {
-                return Err(libc::EADDRINUSE);
+            if !known.listeners.is_empty() {
+                if !reuse_port {
+                    return Err(libc::EADDRINUSE);
+                }
+                rustix::net::bind(holder, &SocketAddr::from(asked)).map_err(rustix::io::Errno::raw_os_error)?;
             }
             return Ok(Endpoint { port: known.address.port, ..asked });
+        }
+        if self.services.len() >= MAX_ADDRESSES {
+            return Err(libc::ENOBUFS);
         }
         let bound = rustix::net::bind(holder, &SocketAddr::from(asked)).and_then(|()| rustix::net::getsockname(holder));
         let bound = SocketAddr::try_from(bound.map_err(rustix::io::Errno::raw_os_error)?).map_err(|_| libc::EINVAL)?;
         Ok(Endpoint { port: bound.port(), ..asked })
     }
 
-    /// The service at an address, in its present life.
-    fn enter(&mut self, address: Endpoint, name: &str, spec: Option<&ApplicationSpec>, life: Option<Incarnation>, holder: OwnedFd) -> &mut Service {
-        let mut known = true;
-        let service = self.services.entry(address.unmapped()).or_insert_with(|| {
-            known = false;
-            Service {
-                name: name.to_owned(),
-                address,
-                on_divergence: spec.map_or(OnDivergence::default(), |spec| spec.on_divergence),
-                deadline_ms: spec.map_or(UNSUPERVISED_DEADLINE_MS, |spec| spec.deadline_ms),
-                supervised: spec.is_some(),
-                incarnation: life.unwrap_or(Incarnation(1)),
-                holder,
-                listeners: Vec::new(),
-                next_listener: 0,
-                recovering: false,
-                waiting: VecDeque::new(),
-                dials_again: false,
+    /// The service at an address, in its present life; and the socket, when another one holds the address already.
+    fn enter(
+        &mut self,
+        address: Endpoint,
+        name: &str,
+        spec: Option<&ApplicationSpec>,
+        life: Option<Incarnation>,
+        socket: OwnedFd,
+    ) -> (&mut Service, Option<OwnedFd>) {
+        let policy = spec.map_or(Policy::default(), |spec| spec.policy);
+        let settled_ms = spec.and_then(|spec| spec.settled_ms);
+        match self.services.entry(address.unmapped()) {
+            Entry::Occupied(known) => {
+                let service = known.into_mut();
+                let shared = !service.listeners.is_empty();
+                let next = if shared { service.incarnation } else { Incarnation(service.incarnation.0 + 1) };
+                service.incarnation = life.unwrap_or(next);
+                (service.policy, service.settled_ms) = (policy, settled_ms);
+                (service, Some(socket).filter(|_| shared))
             }
-        });
-        if known {
-            let next = if service.listeners.is_empty() { Incarnation(service.incarnation.0 + 1) } else { service.incarnation };
-            service.incarnation = life.unwrap_or(next);
+            Entry::Vacant(place) => {
+                let service = place.insert(Service {
+                    name: name.to_owned(),
+                    address,
+                    policy,
+                    settled_ms,
+                    on_divergence: spec.map_or(OnDivergence::default(), |spec| spec.on_divergence),
+                    deadline_ms: spec.map_or(UNSUPERVISED_DEADLINE_MS, |spec| spec.deadline_ms),
+                    supervised: spec.is_some(),
+                    incarnation: life.unwrap_or(Incarnation(1)),
+                    holder: socket,
+                    listeners: Vec::new(),
+                    next_listener: 0,
+                    recovering: false,
+                    registered: false,
+                    waiting: VecDeque::new(),
+                    dials_again: false,
+                });
+                (service, None)
+            }
         }
-        service
     }
 
-    /// APP_SERVER_DB's answer to a bind.
+    /// `listen(2)`: the address becomes a service (thesis §4.2.2).
+    pub(super) fn listen(&mut self, id: u64, reply: ReplyTo, context: &mut Context<'_>) {
+        let Some(service) = self.service_of_listener(id) else {
+            // It was bound in an earlier life of this ARMOR.
+            return reply.send(&Reply::Registered { errno: libc::ENETDOWN }, None);
+        };
+        let listener = service.listener(id).filter(|listener| listener.progress != Progress::Listening);
+        let Some(listener) = listener else {
+            // Once more, with another backlog.
+            return reply.send(&Reply::Registered { errno: 0 }, None);
+        };
+        listener.progress = Progress::Registering;
+        listener.binder = None;
+        service.registered = true;
+        let Service { address, incarnation, policy, settled_ms, deadline_ms, .. } = *service;
+        let (armor, service) = (context.armor(), service.name.clone());
+        let row = ServerRow { address, armor, incarnation, service, policy, deadline_ms, settled_ms };
+        self.next = self.next.wrapping_add(1);
+        self.registrations.insert(self.next, Registration { reply, address: address.unmapped(), listener: id });
+        context.send_reliable(Message::to(ArmorId::FTM, AppRegisterServer { row, request: self.next }));
+    }
+
+    /// APP_SERVER_DB's answer: who waits for the server may be connected.
     pub(super) fn registered(&mut self, answer: &AppServerRegistered, context: &mut Context<'_>) {
-        let Some(Bind { reply, address, listener }) = self.binds.remove(&answer.request) else { return };
+        let Some(Registration { reply, address, listener }) = self.registrations.remove(&answer.request) else { return };
+        reply.send(&Reply::Registered { errno: answer.errno }, None);
         let Some(service) = self.services.get_mut(&address) else { return };
         if answer.errno != 0 {
-            reply.send(&Reply::Registered { errno: answer.errno, listener: 0, name: None }, None);
-            if service.listeners.is_empty() {
-                self.services.remove(&address);
+            if let Some(listener) = service.listener(listener) {
+                listener.progress = Progress::Bound;
             }
+            service.registered = service.is_listening();
             return;
         }
-        let (id, name) = (listener.id, listener.name);
         service.incarnation = service.incarnation.max(answer.incarnation);
-        service.listeners.push(listener);
         service.recovering |= !answer.clients.is_empty();
-        reply.send(&Reply::Registered { errno: 0, listener: id, name: Some(name) }, None);
+        if let Some(listener) = service.listener(listener) {
+            listener.progress = Progress::Listening;
+        }
         self.timelines.reached(&service.name, Step::Bound);
         replay_connects(answer, context);
         self.ask_the_others(address, answer, context);
+        self.listens(address, context);
+    }
+
+    /// A bound socket is to connect, not to listen: the application gets it back.
+    pub(super) fn withdraw(&mut self, id: u64) -> Option<OwnedFd> {
+        let service = self.service_of_listener(id)?;
+        let at = service.listeners.iter().position(|listener| listener.id == id && listener.progress == Progress::Bound)?;
+        let withdrawn = service.listeners.remove(at);
+        if withdrawn.own.is_some() {
+            return withdrawn.own;
+        }
+        if let Some(heir) = service.listeners.iter_mut().find_map(|listener| listener.own.take()) {
+            return Some(std::mem::replace(&mut service.holder, heir));
+        }
+        // A server that fails keeps its address, whatever its next life does.
+        let address = service.address.unmapped();
+        if service.registered { None } else { self.services.remove(&address).map(|service| service.holder) }
     }
 
     /// APP_SERVER_DB forgets the clients of a server that closes its listener, and may not have heard of some. Their ends here
@@ -211,16 +303,6 @@ impl AppCommServer {
         self.services.iter().filter(|(_, service)| service.name == name).map(|(&address, _)| address).collect()
     }
 
-    /// A server listens.
-    pub(super) fn listening(&mut self, id: u64, context: &mut Context<'_>) {
-        let Some(service) = self.service_of_listener(id) else { return };
-        for listener in service.listeners.iter_mut().filter(|listener| listener.id == id) {
-            listener.listening = true;
-        }
-        let address = service.address.unmapped();
-        self.listens(address, context);
-    }
-
     /// The application has closed a listener: it is gone when the kernel says so.
     pub(super) fn close_listener(&mut self, id: u64, context: &mut Context<'_>) {
         let Some(service) = self.service_of_listener(id) else { return };
@@ -232,7 +314,7 @@ impl AppCommServer {
     }
 
     pub(super) fn unregister(&mut self, address: Endpoint, context: &mut Context<'_>) {
-        if let Some(service) = self.services.remove(&address) {
+        if let Some(service) = self.services.remove(&address).filter(|service| service.registered) {
             context.send_reliable(Message::to(ArmorId::FTM, AppUnregisterServer { address: service.address, armor: context.armor() }));
             for id in self.connections_where(|server| server.address == address && server.lacks_process()) {
                 self.give_up(id, ResetReason::ServerGone, context);
@@ -240,11 +322,18 @@ impl AppCommServer {
         }
     }
 
-    /// The process that bound this address without supervision has ended.
-    fn unsupervised_gone(&mut self, address: Endpoint, context: &mut Context<'_>) {
-        let Some(service) = self.services.get_mut(&address).filter(|service| !service.supervised) else { return };
-        service.forget_closed_listeners();
-        if service.listeners.is_empty() {
+    /// A process that has bound addresses without supervision has ended.
+    fn unsupervised_gone(&mut self, pid: u32, context: &mut Context<'_>) {
+        self.watched.remove(&pid);
+        for service in self.services.values_mut().filter(|service| !service.supervised) {
+            for listener in service.listeners.iter_mut().filter(|listener| listener.binder == Some(pid)) {
+                listener.binder = None;
+            }
+            service.forget_closed_listeners();
+        }
+        let unused = self.services.values().filter(|service| !service.supervised && service.listeners.is_empty());
+        let unused: Vec<_> = unused.map(|service| service.address.unmapped()).collect();
+        for address in unused {
             self.unregister(address, context);
         }
     }

@@ -17,10 +17,10 @@ pub(super) enum Step {
     /// The next process runs.
     #[serde(rename = "restarted_ms")]
     Restarted,
-    /// It has bound its address.
+    /// It has bound its address and listens.
     #[serde(rename = "bound_ms")]
     Bound,
-    /// It listens, and has answered its question if it has one.
+    /// It has answered its question if it has one.
     #[serde(rename = "ready_ms")]
     Ready,
     /// A first connection is connected to it.

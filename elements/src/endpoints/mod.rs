@@ -24,6 +24,7 @@ pub use proxy::{Proxy, how_ended};
 pub use remembered::Remembered;
 pub use server_table::ServerTable;
 pub use settings::{connection_config, policy};
+pub(crate) use socket_options::let_bind_choose_a_port;
 pub use socket_options::{get_option_for, set_option_for};
 
 /// Reads of an application's socket are made into buffers of this size.

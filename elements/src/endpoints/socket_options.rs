@@ -47,6 +47,11 @@ pub(super) fn get_option(socket: BorrowedFd<'_>, level: i32, option: i32, length
     Ok(value)
 }
 
+/// A socket that was bound to an address without a port (IP_BIND_ADDRESS_NO_PORT) gets one at the next bind.
+pub(crate) fn let_bind_choose_a_port(socket: BorrowedFd<'_>) {
+    let _ = set_option(socket, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, &0_i32.to_ne_bytes());
+}
+
 /// Marks the application's socket with the state of its connect (see [`ConnectState`]).
 pub(super) fn set_connect_state(socket: BorrowedFd<'_>, state: ConnectState) {
     let _ = set_option(socket, libc::SOL_SOCKET, libc::SO_PRIORITY, &state.priority().to_ne_bytes());

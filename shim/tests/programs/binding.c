@@ -64,32 +64,125 @@ static void connecting_to_ones_own_listener(int family) {
     FAILS(accept(c, NULL, NULL), EINVAL);
 }
 
-static void a_bound_client_keeps_its_port(int family) {
-    address where, own = loopback(family, 0);
-    int l = listener(family, &where), c = tcp(family);
-    CHECK(bind(c, &own.any, own.length) == 0 && is_swapped(c));
-    own = own_address(c);
+/* A client's socket, bound to this port of the loopback; 0 lets the kernel choose. */
+static int bound_client(int family, int port, address *own) {
+    int c = tcp(family), one = 1;
+    CHECK(setsockopt(c, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one) == 0);
+    *own = loopback(family, port);
+    CHECK(bind(c, &own->any, own->length) == 0);
+    CHECK(setsockopt(c, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof one) == 0);
+    *own = own_address(c);
+    CHECK(port_of(*own) != 0 && (port == 0 || port_of(*own) == port));
+    CHECK(option(c, SOL_SOCKET, SO_ACCEPTCONN) == 0);
+    return c;
+}
+
+static void keeps_its_options(int c) {
+    CHECK(option(c, IPPROTO_TCP, TCP_NODELAY) == 1 && option(c, SOL_SOCKET, SO_KEEPALIVE) == 1);
+}
+
+static void a_bound_client_keeps_its_port(int family, int port, int given_back) {
+    address where, own;
+    int l = listener(family, &where), c = bound_client(family, port, &own);
     int e = epoll_create1(0);
     struct epoll_event event = {.events = EPOLLOUT, .data.u64 = 3};
     CHECK(epoll_ctl(e, EPOLL_CTL_ADD, c, &event) == 0);
     CHECK(connect(c, &where.any, where.length) == 0 && is_swapped(c));
     CHECK(epoll_wait(e, &event, 1, 0) == 1 && event.events == EPOLLOUT && event.data.u64 == 3);
     CHECK(same(own, own_address(c)) && same(where, peer_address(c)));
+    if (given_back) keeps_its_options(c);
     address from = {.length = sizeof from.storage};
     int s = accept(l, &from.any, &from.length);
-    CHECK(same(own, from));
+    CHECK(same(own, from) && same(own, peer_address(s)));
+    works(c, s);
+
+    /* without blocking */
+    int d = bound_client(family, 0, &own);
+    fcntl(d, F_SETFL, O_NONBLOCK);
+    CHECK(connect(d, &where.any, where.length) == 0 || errno == EINPROGRESS);
+    CHECK(poll_wait(d, POLLOUT) == POLLOUT && option(d, SOL_SOCKET, SO_ERROR) == 0);
+    from.length = sizeof from.storage;
+    s = accept(l, &from.any, &from.length);
+    CHECK(s >= 0 && same(own, from) && same(own, own_address(d)));
+}
+
+static void a_bound_client_of_another_server(int family, int port, int server) {
+    address own, where = loopback(family, server);
+    int c = bound_client(family, port, &own);
+    CHECK(connect(c, &where.any, where.length) == 0 && !is_swapped(c));
+    CHECK(same(own, own_address(c)) && same(where, peer_address(c)));
+    keeps_its_options(c);
+    unsigned char seen[2];
+    CHECK(recv(c, seen, 2, MSG_WAITALL) == 2 && (seen[0] << 8 | seen[1]) == port_of(own));
+    CHECK(option(c, SOL_SOCKET, SO_KEEPALIVE) == 1);
+}
+
+static void bound_and_closed(int family, int port) {
+    address own;
+    for (int i = 0; i < 20; i++) {
+        int c = bound_client(family, port, &own), other = tcp(family);
+        FAILS(bind(other, &own.any, own.length), EADDRINUSE);
+        /* nobody listens */
+        FAILS(connect(other, &own.any, own.length), ECONNREFUSED);
+        CHECK(close(c) == 0 && close(other) == 0);
+    }
+}
+
+static void bound_before_the_fork(int family) {
+    int l = tcp(family);
+    address where = loopback(family, 0);
+    CHECK(bind(l, &where.any, where.length) == 0);
+    where = own_address(l);
+    int ready[2];
+    CHECK(pipe(ready) == 0);
+    pid_t children[2];
+    for (int i = 0; i < 2; i++) {
+        if ((children[i] = fork()) == 0) {
+            CHECK(listen(l, 8) == 0 && write(ready[1], "r", 1) == 1);
+            int s = accept(l, NULL, NULL);
+            char byte;
+            CHECK(read(s, &byte, 1) == 1 && write(s, &byte, 1) == 1);
+            _exit(0);
+        }
+    }
+    char byte;
+    for (int i = 0; i < 2; i++) CHECK(read(ready[0], &byte, 1) == 1);
+    for (int i = 0; i < 2; i++) {
+        int c = dial(where);
+        CHECK(is_swapped(c) && write(c, "f", 1) == 1 && read(c, &byte, 1) == 1 && byte == 'f');
+    }
+    for (int i = 0; i < 2; i++) reaped(children[i]);
+    CHECK(option(l, SOL_SOCKET, SO_ACCEPTCONN) == 1); /* the parent's copy too */
+}
+
+#ifndef IP_BIND_ADDRESS_NO_PORT
+#define IP_BIND_ADDRESS_NO_PORT 24
+#endif
+
+static void an_address_without_a_port(int family) {
+    address where, own = loopback(family, 0), from = {.length = sizeof from.storage};
+    int l = listener(family, &where), c = tcp(family), one = 1;
+    CHECK(setsockopt(c, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &one, sizeof one) == 0);
+    CHECK(bind(c, &own.any, own.length) == 0 && !is_swapped(c) && port_of(own_address(c)) == 0);
+    CHECK(connect(c, &where.any, where.length) == 0 && is_swapped(c));
+    int s = accept(l, &from.any, &from.length);
+    CHECK(s >= 0 && same(from, own_address(c)) && port_of(from) != 0);
     works(c, s);
 }
 
-static void a_bound_client_of_another_server(int family, int port) {
-    address own = loopback(family, 0), where = loopback(family, port);
-    int c = tcp(family);
-    CHECK(bind(c, &own.any, own.length) == 0 && is_swapped(c));
-    own = own_address(c);
-    CHECK(connect(c, &where.any, where.length) == 0 && !is_swapped(c));
-    CHECK(same(own, own_address(c)) && same(where, peer_address(c)));
-    char byte = 'k';
-    CHECK(write(c, &byte, 1) == 1 && read(c, &byte, 1) == 1 && byte == 'k');
+static void the_port_of_ones_own_listener(int family) {
+    address where, own = loopback(family, 0), from = {.length = sizeof from.storage};
+    int l = listener(family, &where), mine = tcp(family), c = tcp(family), one = 1;
+    CHECK(setsockopt(mine, SOL_SOCKET, SO_REUSEPORT, &one, sizeof one) == 0);
+    CHECK(setsockopt(c, SOL_SOCKET, SO_REUSEPORT, &one, sizeof one) == 0);
+    CHECK(bind(mine, &own.any, own.length) == 0 && listen(mine, 5) == 0);
+    own = own_address(mine);
+    CHECK(bind(c, &own.any, own.length) == 0 && connect(c, &where.any, where.length) == 0);
+    int s = accept(l, &from.any, &from.length);
+    CHECK(s >= 0 && same(from, own));
+    int d = dial(own), t = accept(mine, NULL, NULL);
+    works(c, s);
+    works(d, t);
 }
 
 static void reuse(int family) {
@@ -112,8 +205,12 @@ int main(int argc, char **argv) {
     else if (!strcmp(argv[1], "zero")) port_zero_is_resolved_at_bind(family);
     else if (!strcmp(argv[1], "unbound")) listening_without_bind(family);
     else if (!strcmp(argv[1], "own")) connecting_to_ones_own_listener(family);
-    else if (!strcmp(argv[1], "client")) a_bound_client_keeps_its_port(family);
-    else if (!strcmp(argv[1], "kernel")) a_bound_client_of_another_server(family, atoi(argv[3]));
+    else if (!strcmp(argv[1], "client")) a_bound_client_keeps_its_port(family, atoi(argv[3]), argc == 4);
+    else if (!strcmp(argv[1], "kernel")) a_bound_client_of_another_server(family, atoi(argv[3]), atoi(argv[4]));
+    else if (!strcmp(argv[1], "closed")) bound_and_closed(family, atoi(argv[3]));
+    else if (!strcmp(argv[1], "shared")) bound_before_the_fork(family);
+    else if (!strcmp(argv[1], "no_port")) an_address_without_a_port(family);
+    else if (!strcmp(argv[1], "same_port")) the_port_of_ones_own_listener(family);
     else if (!strcmp(argv[1], "reuse")) reuse(family);
     else return 2;
     return 0;

@@ -104,8 +104,14 @@ static void *busy(void *unused) {
     return unused;
 }
 
+/* A worker or a child may wait for room in the backlog. */
+static void accept_all(int l) {
+    for (int s; (s = accept(l, NULL, NULL)) >= 0;) CHECK(close(s) == 0);
+}
+
 static void fork_while_threads_connect(int family) {
     int l = listener(family, &target);
+    fcntl(l, F_SETFL, O_NONBLOCK);
     pthread_t workers[3];
     for (int i = 0; i < 3; i++) CHECK(pthread_create(&workers[i], NULL, busy, NULL) == 0);
     for (int round = 0; round < 30; round++) {
@@ -118,16 +124,19 @@ static void fork_while_threads_connect(int family) {
             CHECK(close(c) == 0);
             _exit(0);
         }
-        reaped(child);
-        fcntl(l, F_SETFL, O_NONBLOCK);
-        for (int s; (s = accept(l, NULL, NULL)) >= 0;) CHECK(close(s) == 0);
+        int status;
+        while (waitpid(child, &status, WNOHANG) == 0) {
+            struct pollfd p = {.fd = l, .events = POLLIN};
+            poll(&p, 1, 10);
+            accept_all(l);
+        }
+        CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
     }
     stop = 1;
     for (int i = 0; i < 3; i++) {
-        /* a worker may wait for room in the backlog */
         struct timespec soon;
         do {
-            for (int s; (s = accept(l, NULL, NULL)) >= 0;) CHECK(close(s) == 0);
+            accept_all(l);
             clock_gettime(CLOCK_REALTIME, &soon);
             soon.tv_nsec += 10000000;
             if (soon.tv_nsec >= 1000000000) soon.tv_nsec -= 1000000000, soon.tv_sec++;

@@ -20,6 +20,7 @@ use rustix::net::{
 };
 
 use crate::options;
+use crate::program::STARTING;
 
 /// What happens to the next connect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +66,7 @@ struct State {
 struct Listener {
     name: Name,
     holder: OwnedFd,
+    listens: bool,
 }
 
 struct Connection {
@@ -108,15 +110,21 @@ impl MockArmor {
             let listener = socket.try_clone().unwrap();
             thread::spawn(move || {
                 while let Ok(peer) = rustix::net::accept_with(&listener, SocketFlags::CLOEXEC) {
+                    // One request comes by each connection. What is announced takes effect before what is asked after it.
+                    let Some((request, fd)) = receive(&peer) else { continue };
                     let shared = Arc::clone(&shared);
-                    thread::spawn(move || shared.serve(&peer));
+                    if matches!(request, Request::Closed { .. } | Request::Finished { .. } | Request::Aborted { .. }) {
+                        shared.serve(&peer, request, fd);
+                    } else {
+                        thread::spawn(move || shared.serve(&peer, request, fd));
+                    }
                 }
             });
             self.sockets.push(socket);
         }
     }
 
-    /// From now on the socket of a listener that is unregistered is closed, not given back.
+    /// From now on a bound socket that is to connect is closed, not given back, as by an ARMOR that has died meanwhile.
     pub(crate) fn keep_holders(&self) {
         self.shared.keeps_holders.store(true, Ordering::Relaxed);
     }
@@ -167,9 +175,9 @@ impl MockArmor {
         self.shared.state().requests.clone()
     }
 
-    /// Addresses of the services that are registered.
+    /// Addresses of the services: what is only bound is none.
     pub(crate) fn services(&self) -> Vec<SocketAddr> {
-        self.shared.state().listeners.values().map(|listener| listener.name.local.into()).collect()
+        self.shared.state().listeners.values().filter(|listener| listener.listens).map(|listener| listener.name.local.into()).collect()
     }
 
     /// Connects to a listener's abstract name as somebody who is no ARMOR would.
@@ -217,35 +225,30 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn serve(self: &Arc<Self>, peer: &OwnedFd) {
-        while let Some((request, fd)) = receive(peer) {
-            let answer = self.answer(&request, fd);
-            let mut state = self.state();
-            state.requests.push(request.clone());
-            drop(state);
-            self.changed.notify_all();
-            match answer {
-                Answer::Nothing => {}
-                Answer::Reply(reply, fd) => send(peer, &reply, fd.as_ref()),
-                Answer::Pending(name, holder, to) => {
-                    let pending = Pending::new(&name);
-                    let reply = Reply::Connected { errno: 0, pending: true, name: Some(name) };
-                    send(peer, &reply, Some(&pending.application));
-                    self.finish_later(name, holder, to, pending);
-                }
-                Answer::Later(name, holder, to) => {
-                    let verdict = self.verdict();
-                    let (reply, fd) = match verdict {
-                        ConnectState::Established => self.connect_now(name, holder, &to),
-                        _ => (Reply::Connected { errno: libc::ETIMEDOUT, pending: false, name: None }, None),
-                    };
-                    send(peer, &reply, fd.as_ref());
-                }
-                Answer::HangUp => return,
-                Answer::Silence => {
-                    let state = self.state();
-                    drop(self.changed.wait_while(state, |state| !state.stopped).unwrap());
-                }
+    fn serve(self: &Arc<Self>, peer: &OwnedFd, request: Request, fd: Option<OwnedFd>) {
+        let answer = self.answer(&request, fd);
+        self.state().requests.push(request);
+        self.changed.notify_all();
+        match answer {
+            Answer::Nothing | Answer::HangUp => {}
+            Answer::Reply(reply, fd) => send(peer, &reply, fd.as_ref()),
+            Answer::Pending(name, holder, to) => {
+                let pending = Pending::new(&name);
+                let reply = Reply::Connected { errno: 0, pending: true, name: Some(name) };
+                send(peer, &reply, Some(&pending.application));
+                self.finish_later(name, holder, to, pending);
+            }
+            Answer::Later(name, holder, to) => {
+                let verdict = self.verdict();
+                let (reply, fd) = match verdict {
+                    ConnectState::Established => self.connect_now(name, holder, &to),
+                    _ => (Reply::Connected { errno: libc::ETIMEDOUT, pending: false, name: None }, None),
+                };
+                send(peer, &reply, fd.as_ref());
+            }
+            Answer::Silence => {
+                let state = self.state();
+                drop(self.changed.wait_while(state, |state| !state.stopped).unwrap());
             }
         }
     }
@@ -258,15 +261,21 @@ impl Shared {
 
     fn answer(self: &Arc<Self>, request: &Request, fd: Option<OwnedFd>) -> Answer {
         match request {
-            Request::Register { addr, v6_only, .. } => self.register(*addr, *v6_only, fd.expect("no holder")),
-            Request::Unregister { listener } => {
-                let listener = self.state().listeners.remove(listener).unwrap();
-                let gone = unix_socket(SocketType::STREAM);
-                rustix::net::bind(&gone, &address(&listener.name)).expect("the listener is still there");
-                let keeps = self.keeps_holders.load(Ordering::Relaxed);
-                Answer::Reply(Reply::Done, (!keeps).then_some(listener.holder))
+            Request::Bind { addr, v6_only, .. } => self.bind(*addr, *v6_only, fd.expect("no holder")),
+            Request::Listen { listener, .. } => {
+                self.state().listeners.get_mut(listener).expect("never bound").listens = true;
+                Answer::Reply(Reply::Registered { errno: 0 }, None)
             }
-            Request::Connect { addr, nonblocking, bound, .. } => self.connect(*addr, *nonblocking, *bound, fd),
+            Request::Withdraw { listener } => {
+                let listener = self.state().listeners.remove(listener).unwrap();
+                assert!(!listener.listens);
+                if self.keeps_holders.load(Ordering::Relaxed) {
+                    let_go(listener.holder);
+                    return Answer::Reply(Reply::Withdrawn, None);
+                }
+                Answer::Reply(Reply::Withdrawn, Some(listener.holder))
+            }
+            Request::Connect { addr, nonblocking, .. } => self.connect(*addr, *nonblocking, fd),
             Request::HowEnded { name } => {
                 let state = self.state();
                 let living = state.connections.get(&name.id).map(|connection| connection.ended);
@@ -284,26 +293,36 @@ impl Shared {
                 let (errno, value) = got.unwrap_or((libc::ENOPROTOOPT, Vec::new()));
                 Answer::Reply(Reply::Option { errno, value }, None)
             }
-            Request::Listening { .. } | Request::Closed { .. } | Request::Finished { .. } | Request::Aborted { .. } => Answer::Nothing,
+            Request::Closed { name, .. } if name.role == Role::Listener => {
+                // The port is free again when every copy is closed: then the name is.
+                if rustix::net::bind(unix_socket(SocketType::STREAM), &address(name)).is_ok() {
+                    let closed = self.state().listeners.remove(&name.id);
+                    if let Some(closed) = closed {
+                        let_go(closed.holder);
+                    }
+                }
+                Answer::Nothing
+            }
+            Request::Closed { .. } | Request::Finished { .. } | Request::Aborted { .. } => Answer::Nothing,
         }
     }
 
-    fn register(&self, addr: Endpoint, v6_only: bool, holder: OwnedFd) -> Answer {
+    fn bind(&self, addr: Endpoint, v6_only: bool, holder: OwnedFd) -> Answer {
         assert_eq!(options::v6_only(&holder), v6_only);
         let mut state = self.state();
         let reply = match rustix::net::bind(&holder, &SocketAddr::from(addr)) {
             Ok(()) => {
                 let id = State::new_id();
                 let name = Name::listener(id, local(&holder));
-                state.listeners.insert(id, Listener { name, holder });
-                Reply::Registered { errno: 0, listener: id, name: Some(name) }
+                state.listeners.insert(id, Listener { name, holder, listens: false });
+                Reply::Bound { errno: 0, listener: id, name: Some(name) }
             }
-            Err(errno) => Reply::Registered { errno: errno.raw_os_error(), listener: 0, name: None },
+            Err(errno) => Reply::Bound { errno: errno.raw_os_error(), listener: 0, name: None },
         };
         Answer::Reply(reply, None)
     }
 
-    fn connect(self: &Arc<Self>, addr: Endpoint, nonblocking: bool, bound: Option<u64>, fd: Option<OwnedFd>) -> Answer {
+    fn connect(self: &Arc<Self>, addr: Endpoint, nonblocking: bool, fd: Option<OwnedFd>) -> Answer {
         let mut state = self.state();
         let Some(service) = state.service(addr) else {
             return Answer::Reply(Reply::Bypass, None);
@@ -318,13 +337,15 @@ impl Shared {
             Some(Behaviour::Pend | Behaviour::Serve) | None => {}
         }
         let holder = fd.expect("no holder");
-        assert_eq!(bound.is_some(), local(&holder).port != 0);
-        if bound.is_none() {
-            let any = Endpoint::unspecified(addr.family(), 0);
-            rustix::net::bind(&holder, &SocketAddr::from(any)).unwrap();
-        }
         let mut own = local(&holder);
-        own.ip = if addr.ip.is_unspecified() { service.local.ip } else { addr.ip };
+        if own.port == 0 {
+            assert_eq!(options::set(&holder, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, &0_i32.to_ne_bytes()), 0);
+            rustix::net::bind(&holder, &SocketAddr::from(own)).unwrap();
+            own = local(&holder);
+        }
+        if own.ip.is_unspecified() {
+            own.ip = if addr.ip.is_unspecified() { service.local.ip } else { addr.ip };
+        }
         let name = Name { role: Role::Client, id: State::new_id(), local: own, peer: addr };
         drop(state);
         match behaviour {
@@ -434,7 +455,7 @@ impl State {
                     || to.ip.is_unspecified()
                     || (local.ip.is_unspecified() && (to.ip.is_ipv6() == local.ip.is_ipv6() || to.ip.is_ipv4())))
         };
-        self.listeners.values().map(|listener| listener.name).find(|name| matches(name.local))
+        self.listeners.values().filter(|listener| listener.listens).map(|listener| listener.name).find(|name| matches(name.local))
     }
 
     fn holder(&self, name: &Name) -> Option<&OwnedFd> {
@@ -482,6 +503,12 @@ fn pump(mut from: UnixStream, mut to: UnixStream) {
         }
     }
     let _ = to.shutdown(Shutdown::Write);
+}
+
+/// Closes a bound socket such that its port is free: no program that is just being started holds a copy.
+fn let_go(holder: OwnedFd) {
+    let _none = STARTING.write().unwrap_or_else(PoisonError::into_inner);
+    drop(holder);
 }
 
 /// A mock takes eight descriptors for a connection, and all tests run in one process.

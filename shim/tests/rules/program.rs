@@ -6,13 +6,16 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use armor_proto::hookup::{ENV_RUN_DIR, ENV_SERVICE, ENV_SHIM, ENV_SHIM_PATH};
 
 use crate::mock::MockArmor;
+
+/// Read-locked while a program is being started: until it runs it has copies of all our descriptors.
+pub(crate) static STARTING: RwLock<()> = RwLock::new(());
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -28,9 +31,15 @@ pub(crate) fn shim() -> &'static Path {
         if profile.ends_with("release") {
             cargo.arg("--release");
         }
-        assert!(cargo.status().unwrap().success(), "the shim does not build");
+        assert!(spawn(&mut cargo).wait().unwrap().success(), "the shim does not build");
         profile.join("libarmor_shim.so")
     })
+}
+
+/// Starts a program; comes back when it runs.
+fn spawn(command: &mut Command) -> Child {
+    let _starting = STARTING.read().unwrap_or_else(PoisonError::into_inner);
+    command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}; `make test` (or `make setup`) installs what the tests run"))
 }
 
 /// Compiles `tests/programs/NAME.c` once.
@@ -45,13 +54,10 @@ pub(crate) fn compile(name: &str, flags: &[&str]) -> PathBuf {
     let suffix: String = flags.concat().chars().filter(char::is_ascii_alphanumeric).collect();
     let output = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("shim-{name}{suffix}"));
     let fresh = output.with_extension(std::process::id().to_string());
-    let result = Command::new("cc")
-        .args(["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-Wno-unused-function", "-g", "-pthread", "-o"])
-        .arg(&fresh)
-        .arg(&source)
-        .args(flags)
-        .output()
-        .expect("cc; `make test` (or `make setup`) installs what the tests run");
+    let mut compiler = Command::new("cc");
+    compiler.args(["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-Wno-unused-function", "-g", "-pthread", "-o"]);
+    compiler.arg(&fresh).arg(&source).args(flags).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let result = spawn(&mut compiler).wait_with_output().unwrap();
     assert!(result.status.success(), "{}", String::from_utf8_lossy(&result.stderr));
     // Whole or not at all, for other test processes that run at the same time.
     std::fs::rename(fresh, &output).unwrap();
@@ -95,7 +101,8 @@ pub(crate) fn start(armor: &MockArmor, name: &str, arguments: &[&str]) -> Runnin
 impl Running {
     pub(crate) fn start(mut command: Command) -> Self {
         let what = format!("{command:?}");
-        let mut child = command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = spawn(&mut command);
         let (sender, lines) = channel();
         let stdout = BufReader::new(child.stdout.take().unwrap());
         thread::spawn(move || stdout.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));

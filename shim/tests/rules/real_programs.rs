@@ -10,8 +10,9 @@ use crate::program::{Running, hooked};
 
 /// `python3` itself; a shim of pyenv would start it through a shell.
 fn python() -> String {
-    let output = Command::new(installed("python3")).args(["-c", "import sys; print(sys.executable)"]).output().unwrap();
-    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    let mut python = Command::new(installed("python3"));
+    python.args(["-c", "import sys; print(sys.executable)"]);
+    Running::start(python).succeed().trim().to_owned()
 }
 
 #[test]
@@ -77,7 +78,7 @@ fn nginx_proxies_between_its_workers_and_a_server() {
         nginx.args(["-g", "user root;"]);
     }
     let nginx = Running::start(nginx);
-    armor.wait_for("listeners", |requests| requests.iter().filter(|request| matches!(request, Request::Listening { .. })).count() >= 2);
+    armor.wait_for("listeners", |requests| requests.iter().filter(|request| matches!(request, Request::Listen { .. })).count() >= 2);
     for _ in 0..5 {
         let mut curl = hooked(&armor, installed("curl"));
         curl.args(["-q", "-sS", "--noproxy", "*", "-w", "%{http_code} %{size_download}", "-o", "/dev/null"]);
@@ -97,7 +98,7 @@ fn redis_serves_its_client() {
     let mut server = hooked(&armor, server);
     server.args(["--port", &port, "--bind", "127.0.0.1", "-::1", "--save", "", "--daemonize", "no"]);
     let server = Running::start(server);
-    armor.wait_for("listeners", |requests| requests.iter().filter(|request| matches!(request, Request::Listening { .. })).count() >= 2);
+    armor.wait_for("listeners", |requests| requests.iter().filter(|request| matches!(request, Request::Listen { .. })).count() >= 2);
     for (host, set, answer) in [("127.0.0.1", "SET", "OK"), ("::1", "GET", "value")] {
         let mut client = hooked(&armor, &client);
         client.args(["-h", host, "-p", &port, set, "key"]).args((set == "SET").then_some("value"));

@@ -19,9 +19,9 @@ pub const DATAGRAM_LIMIT: usize = 4096;
 /// What the shim asks or tells. `pid` is the process as it sees itself; the kernel's word is SO_PEERCRED.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
-    /// `bind(2)`: bind the TCP socket that comes along and register its address as a service (thesis
-    /// `MSG_APP_REGISTER_SERVER`). Carries the application's TCP socket. Reply: [`Reply::Registered`].
-    Register {
+    /// `bind(2)`: bind the TCP socket that comes along, or let it stand in for one that is kept for this address. It is not
+    /// known yet whether it will listen or connect. Carries the application's TCP socket. Reply: [`Reply::Bound`].
+    Bind {
         /// What the application asked for; port 0 lets the ARMOR choose.
         addr: Endpoint,
         /// Name of the service, from the environment.
@@ -33,8 +33,9 @@ pub enum Request {
         /// `SO_REUSEPORT` of the socket.
         reuse_port: bool,
     },
-    /// `listen(2)` has succeeded. No reply.
-    Listening {
+    /// `listen(2)` has succeeded: register the address as a service (thesis `MSG_APP_REGISTER_SERVER`). Reply:
+    /// [`Reply::Registered`].
+    Listen {
         /// Id of the listener.
         listener: u64,
         /// As given to `listen`.
@@ -42,10 +43,10 @@ pub enum Request {
         /// The application.
         pid: u32,
     },
-    /// The bound socket was not to be a listener: it has left the listener's name, and is about to connect. Reply:
-    /// [`Reply::Done`], which may carry the TCP socket of the registration back, with its options and still bound.
-    Unregister {
-        /// Id of the listener.
+    /// The bound socket is not to listen but to connect. Reply: [`Reply::Withdrawn`], which carries the TCP socket back, with
+    /// its options and still bound, when this ARMOR has it.
+    Withdraw {
+        /// Id of the listener that it would have been.
         listener: u64,
     },
     /// `connect(2)`. Carries the application's TCP socket, which may be bound. Reply: [`Reply::Connected`] with the new
@@ -55,8 +56,6 @@ pub enum Request {
         addr: Endpoint,
         /// Answer at once with a pending socket.
         nonblocking: bool,
-        /// The socket was bound before, as this listener, which has been unregistered.
-        bound: Option<u64>,
         /// The application.
         pid: u32,
     },
@@ -115,14 +114,19 @@ pub enum Request {
 /// What the ARMOR answers. `errno` 0 is success.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
-    /// To [`Request::Register`].
-    Registered {
+    /// To [`Request::Bind`].
+    Bound {
         /// The kernel's word on the bind.
         errno: i32,
         /// Id of the listener, when `errno` is 0.
         listener: u64,
         /// Name to bind the unix socket to, when `errno` is 0.
         name: Option<Name>,
+    },
+    /// To [`Request::Listen`].
+    Registered {
+        /// Why the address is no service; 0 when every ARMOR of the network knows it.
+        errno: i32,
     },
     /// To [`Request::Connect`]. Carries the application's new socket when `errno` is 0.
     Connected {
@@ -148,8 +152,8 @@ pub enum Reply {
         #[serde(with = "serde_bytes")]
         value: Vec<u8>,
     },
-    /// To [`Request::Unregister`].
-    Done,
+    /// To [`Request::Withdraw`].
+    Withdrawn,
     /// The request is not served: malformed, or from a user who may not ask.
     Refused {
         /// For a human.

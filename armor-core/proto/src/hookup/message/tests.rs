@@ -21,12 +21,12 @@ fn every_request() -> Vec<Request> {
     let pid = u32::MAX;
     let name = name(Role::Server);
     vec![
-        Request::Register { addr: endpoint("0.0.0.0:0"), service: None, pid, v6_only: false, reuse_port: true },
-        Request::Register { addr: endpoint("[::]:80"), service: Some("web".into()), pid, v6_only: true, reuse_port: false },
-        Request::Listening { listener: 7, backlog: -1, pid },
-        Request::Unregister { listener: u64::MAX },
-        Request::Connect { addr: endpoint("127.0.0.1:80"), nonblocking: true, bound: None, pid },
-        Request::Connect { addr: endpoint("127.0.0.1:80"), nonblocking: false, bound: Some(7), pid },
+        Request::Bind { addr: endpoint("0.0.0.0:0"), service: None, pid, v6_only: false, reuse_port: true },
+        Request::Bind { addr: endpoint("[::]:80"), service: Some("web".into()), pid, v6_only: true, reuse_port: false },
+        Request::Listen { listener: 7, backlog: -1, pid },
+        Request::Withdraw { listener: u64::MAX },
+        Request::Connect { addr: endpoint("127.0.0.1:80"), nonblocking: true, pid },
+        Request::Connect { addr: endpoint("[::1]:80"), nonblocking: false, pid },
         Request::Closed { name, pid },
         Request::Finished { name, pid },
         Request::Aborted { name, pid },
@@ -38,14 +38,15 @@ fn every_request() -> Vec<Request> {
 
 fn every_reply() -> Vec<Reply> {
     vec![
-        Reply::Registered { errno: 0, listener: 7, name: Some(Name::listener(7, endpoint("0.0.0.0:8080"))) },
-        Reply::Registered { errno: 98, listener: 0, name: None },
+        Reply::Bound { errno: 0, listener: 7, name: Some(Name::listener(7, endpoint("0.0.0.0:8080"))) },
+        Reply::Bound { errno: 98, listener: 0, name: None },
+        Reply::Registered { errno: 105 },
         Reply::Connected { errno: 0, pending: true, name: Some(name(Role::Client)) },
         Reply::Connected { errno: 111, pending: false, name: None },
         Reply::Bypass,
         Reply::Ended { errno: 104 },
         Reply::Option { errno: 0, value: vec![0; 232] },
-        Reply::Done,
+        Reply::Withdrawn,
         Reply::Refused { reason: "foreign user".into() },
     ]
 }
@@ -84,12 +85,12 @@ fn lengths_and_versions_are_checked() {
     assert!(matches!(Request::decode(&[]), Err(HookupError::Empty)));
     assert!(matches!(Request::decode(&[2, 0xc0]), Err(HookupError::Version { got: 2 })));
     assert!(matches!(Request::decode(&[1; DATAGRAM_LIMIT + 1]), Err(HookupError::TooLong { .. })));
-    let mut datagram = Reply::Done.encode().unwrap();
+    let mut datagram = Reply::Withdrawn.encode().unwrap();
     datagram.push(0);
     assert!(matches!(Reply::decode(&datagram), Err(HookupError::Trailing { extra: 1 })));
     let large = Request::SetOption { name: name(Role::Client), level: 0, option: 0, value: vec![0; DATAGRAM_LIMIT] };
     assert!(matches!(large.encode(), Err(HookupError::TooLong { limit: DATAGRAM_LIMIT })));
-    assert!(matches!(Request::Unregister { listener: 1 }.encode_into(&mut []), Err(HookupError::TooLong { limit: 0 })));
+    assert!(matches!(Request::Withdraw { listener: 1 }.encode_into(&mut []), Err(HookupError::TooLong { limit: 0 })));
 }
 
 #[test]
