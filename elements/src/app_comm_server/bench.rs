@@ -3,7 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::collections::VecDeque;
-use std::io::IoSlice;
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
@@ -15,7 +16,7 @@ use armor_proto::hookup::{Endpoint, Name, Reply, Request};
 use armor_proto::ids::{ArmorId, ConnectionId, Incarnation};
 use armor_proto::message::{Message, downcast};
 use bytes::Bytes;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::net::{AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::AppCommServer;
 use super::connections::Announced;
@@ -151,29 +152,43 @@ impl Bench {
         rustix::net::sockopt::set_socket_reuseport(&socket, true).unwrap();
         let addr = Endpoint::new([127, 0, 0, 1].into(), port);
         let request = Request::Bind { addr, service: Some(service.into()), pid: 1, v6_only: false, reuse_port };
-        let Reply::Bound { errno: 0, listener: id, name: Some(name) } = self.ask(request, Some(socket)) else { panic!("refused") };
+        let Reply::Bound { errno: 0, listener: id, name: Some(name) } = answer(&self.ask(request, Some(socket))) else { panic!("refused") };
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let listener = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap();
         rustix::net::bind(&listener, &SocketAddrUnix::new_abstract_name(&name.to_bytes()).unwrap()).unwrap();
         Served { listener, id, address: name.local, clients: clients.to_vec() }
     }
 
-    /// What a shim asks, and the answer. APP_SERVER_DB knows of these clients.
-    fn ask_with(&mut self, request: Request, socket: Option<OwnedFd>, clients: &[ConnectionId]) -> Reply {
+    /// A shim asks; what reads the answer.
+    fn ask(&mut self, request: Request, socket: Option<OwnedFd>) -> OwnedFd {
         let (reply, asker) = ReplyTo::pair();
         self.call(|element, context| element.asked(Asked { request, socket, pid: 1, reply }, context));
-        if let Some(AppRegisterServer { row, request }) = self.registrations.pop_front() {
-            let clients = clients.iter().map(|&connection| ClientRow { connection, armor: CLIENTS }).collect();
-            let answer = AppServerRegistered { address: row.address, request, errno: 0, incarnation: row.incarnation, clients };
-            self.call(|element, context| element.registered(&answer, context));
-        }
-        let mut bytes = [0; 4096];
-        let length = rustix::io::read(&asker, &mut bytes).unwrap();
-        Reply::decode(&bytes[..length]).unwrap()
+        asker
     }
 
-    fn ask(&mut self, request: Request, socket: Option<OwnedFd>) -> Reply {
-        self.ask_with(request, socket, &[])
+    /// APP_SERVER_DB answers the oldest registration.
+    pub(super) fn register(&mut self, clients: &[ConnectionId]) {
+        let AppRegisterServer { row, request } = self.registrations.pop_front().unwrap();
+        let clients = clients.iter().map(|&connection| ClientRow { connection, armor: CLIENTS }).collect();
+        let answer = AppServerRegistered { address: row.address, request, errno: 0, incarnation: row.incarnation, clients };
+        self.call(|element, context| element.registered(&answer, context));
+    }
+
+    /// The application listens, and waits for APP_SERVER_DB.
+    pub(super) fn begin_to_listen(&mut self, served: &Served) -> OwnedFd {
+        rustix::net::listen(&served.listener, 16).unwrap();
+        self.ask(Request::Listen { listener: served.id, backlog: 16, pid: 1 }, None)
+    }
+
+    /// A bound application is to connect: the socket that it gets back.
+    pub(super) fn withdraw(&mut self, served: &Served) -> Option<OwnedFd> {
+        let asker = self.ask(Request::Withdraw { listener: served.id }, None);
+        let (mut bytes, mut space) = ([0; 64], [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))]);
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let flags = RecvFlags::CMSG_CLOEXEC;
+        let length = rustix::net::recvmsg(&asker, &mut [IoSliceMut::new(&mut bytes)], &mut control, flags).unwrap().bytes;
+        assert_eq!(Reply::decode(&bytes[..length]).unwrap(), Reply::Withdrawn);
+        control.drain().find_map(|message| if let RecvAncillaryMessage::ScmRights(mut sockets) = message { sockets.next() } else { None })
     }
 
     /// A port that was free a moment ago.
@@ -182,9 +197,9 @@ impl Bench {
     }
 
     pub(super) fn listen(&mut self, served: &Served) {
-        rustix::net::listen(&served.listener, 16).unwrap();
-        let reply = self.ask_with(Request::Listen { listener: served.id, backlog: 16, pid: 1 }, None, &served.clients);
-        assert_eq!(reply, Reply::Registered { errno: 0 });
+        let asker = self.begin_to_listen(served);
+        self.register(&served.clients);
+        assert_eq!(answer(&asker), Reply::Registered { errno: 0 });
     }
 
     pub(super) fn serve(&mut self, service: &str) -> Served {
@@ -300,6 +315,13 @@ impl Bench {
     pub(super) fn told(&self, what: &str) -> Vec<&Event> {
         self.events.iter().filter(|event| event.what == what).collect()
     }
+}
+
+/// What a shim hears.
+fn answer(asker: &OwnedFd) -> Reply {
+    let mut bytes = [0; 4096];
+    let length = rustix::io::read(asker, &mut bytes).unwrap();
+    Reply::decode(&bytes[..length]).unwrap()
 }
 
 fn connection_of(record: &Record) -> ConnectionId {

@@ -357,3 +357,69 @@ fn replay_connects(answer: &AppServerRegistered, context: &mut Context<'_>) {
 fn program_name(pid: u32) -> String {
     std::fs::read_to_string(format!("/proc/{pid}/comm")).map_or_else(|_| format!("pid-{pid}"), |name| name.trim().to_owned())
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::super::bench::{Bench, application};
+    use super::*;
+    use serde_json::json;
+
+    fn port_of(socket: &OwnedFd) -> u16 {
+        SocketAddr::try_from(rustix::net::getsockname(socket).unwrap()).unwrap().port()
+    }
+
+    #[tokio::test]
+    async fn a_client_that_comes_before_the_registration_is_confirmed_waits() {
+        let mut bench = Bench::new();
+        let served = bench.bind("web", 0, &[]);
+        let early = bench.client(&served, Policy::Request);
+        assert_eq!(bench.state(&early), None, "what is only bound is no service");
+        let _asker = bench.begin_to_listen(&served);
+        let client = bench.client(&served, Policy::Request);
+        assert_eq!(bench.state(&client).as_deref(), Some("waiting"));
+        assert!(served.accept().is_none());
+        bench.register(&[]);
+        assert!(served.accept().is_some());
+        assert_eq!(bench.state(&client).as_deref(), Some("established"));
+    }
+
+    #[tokio::test]
+    async fn a_bound_socket_is_given_back_to_a_client_and_only_to_a_client() {
+        let mut bench = Bench::new();
+        let bound = bench.bind("web", 0, &[]);
+        let port = bound.address.port;
+        assert_eq!(bench.withdraw(&bound).map(|socket| port_of(&socket)), Some(port));
+        assert!(bench.element.services.is_empty());
+        let served = bench.serve("web");
+        assert!(bench.withdraw(&served).is_none(), "it listens");
+        let shares = bench.bind_again("web", &served);
+        assert_eq!(bench.withdraw(&shares).map(|socket| port_of(&socket)), Some(served.address.port));
+        assert_eq!(bench.element.services.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn of_two_that_share_an_address_each_may_connect() {
+        let mut bench = Bench::new();
+        let first = bench.bind("web", 0, &[]);
+        let second = bench.bind_again("web", &first);
+        let port = first.address.port;
+        for bound in [&first, &second] {
+            assert_eq!(bench.withdraw(bound).map(|socket| port_of(&socket)), Some(port));
+        }
+        assert!(bench.element.services.is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_a_failed_application_had_bound_for_a_connect_is_free_again() {
+        let mut bench = Bench::new();
+        let web = application("web", json!({}));
+        bench.started(&web, 1);
+        let served = bench.serve("web");
+        let bound = bench.bind("web", 0, &[]);
+        assert_eq!(bench.element.services.len(), 2);
+        bench.failed(&web, 1, true);
+        let left: Vec<_> = bench.element.services.keys().copied().collect();
+        assert_eq!(left, [served.address], "{} is not kept", bound.address);
+    }
+}
