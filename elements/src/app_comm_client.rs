@@ -22,7 +22,7 @@ use armor_proto::ids::{ArmorId, ConnectionId};
 use serde::Deserialize;
 
 use crate::endpoints::{
-    ApplicationSocket, Asked, Ending, HookupListener, Pending, Port, Proxy, Read, Remembered, ReplyTo, ServerTable, client_pair, connection_config,
+    ApplicationSocket, Asked, Ending, HookupListener, Pending, Port, Proxy, Read, Remembered, ReplyTo, ServerTable, Whereabouts, client_pair, connection_config,
     get_option_for, how_ended, let_bind_choose_a_port, policy, set_option_for, source_address_for,
 };
 use crate::operations::{
@@ -66,6 +66,8 @@ struct Client {
     looked_up: bool,
     state: State,
     pid: u32,
+    /// The number that the socket had in that process when it connected.
+    descriptor: i32,
 }
 
 /// How far a connection is.
@@ -165,10 +167,9 @@ impl Element for AppCommClient {
 impl AppCommClient {
     fn asked(&mut self, asked: Asked, context: &mut Context<'_>) {
         match &asked.request {
-            Request::Connect { addr, nonblocking, .. } => {
-                let (addr, nonblocking) = (*addr, *nonblocking);
+            Request::Connect { .. } => {
                 if self.table.is_some() {
-                    self.connect(addr, nonblocking, asked, context);
+                    self.connect(asked, context);
                 } else if self.early.len() < MAX_EARLY {
                     self.early.push_back(asked);
                 } else {
@@ -200,7 +201,8 @@ impl AppCommClient {
         self.clients.get(&ConnectionId(name.id))?.holder.as_ref()
     }
 
-    fn connect(&mut self, addr: Endpoint, nonblocking: bool, asked: Asked, context: &mut Context<'_>) {
+    fn connect(&mut self, asked: Asked, context: &mut Context<'_>) {
+        let Request::Connect { addr, nonblocking, descriptor, .. } = asked.request else { return };
         let refuse = |errno: i32| asked.reply.send(&Reply::Connected { errno, pending: false, name: None }, None);
         let Some(server) = self.table.as_ref().and_then(|table| table.find(addr)).cloned() else {
             if self.config.closed {
@@ -240,7 +242,7 @@ impl AppCommClient {
             }
             None => Waiting::Blocked { asker: asked.reply, application },
         };
-        let client = Client { port, name, server, dialled: addr, holder: asked.socket, waiting: Some(waiting), looked_up: false, state: State::Connecting, pid: asked.pid };
+        let client = Client { port, name, server, dialled: addr, holder: asked.socket, waiting: Some(waiting), looked_up: false, state: State::Connecting, pid: asked.pid, descriptor };
         self.clients.insert(id, client);
         self.turn(id, now, context);
     }
@@ -382,6 +384,11 @@ impl Proxy for AppCommClient {
         let client = self.clients.get(&request.connection)?;
         let (address, client_address, dialled) = (client.server.address, client.name.local, client.dialled);
         Some(AppcommServerConnectRequest { address, client: context.armor(), client_address, dialled, request })
+    }
+
+    fn whereabouts(&self, id: ConnectionId) -> Option<Whereabouts> {
+        let Client { pid, descriptor, name, .. } = *self.clients.get(&id)?;
+        Some(Whereabouts { pid, descriptor, name })
     }
 
     fn was_reset(&mut self, id: ConnectionId, reason: ResetReason, context: &mut Context<'_>) {

@@ -79,7 +79,7 @@ fn begin(attempt: Attempt) -> Detour<c_int> {
 
 impl Attempt {
     fn ask(&self, nonblocking: bool, answer: Option<Duration>, interruptible: bool) -> Result<Answer, Failure> {
-        let request = Request::Connect { addr: self.to, nonblocking, pid: sys::getpid() };
+        let request = Request::Connect { addr: self.to, nonblocking, descriptor: self.fd, pid: sys::getpid() };
         let here = self.to.ip.to_canonical();
         let reach = if here.is_loopback() || here.is_unspecified() { REACH } else { Duration::ZERO };
         control::ask(Side::Client, &request, Some(self.holder), Patience { reach, answer, interruptible })

@@ -68,7 +68,7 @@ fn the_hookup_corpus_neither_panics_nor_changes_what_it_decodes() {
     let name = Name { role: Role::Client, id: 5, local: endpoint, peer: endpoint };
     let requests = [
         Request::Bind { addr: endpoint, service: Some("web".into()), pid: 1, v6_only: false, reuse_port: true },
-        Request::Connect { addr: endpoint, nonblocking: true, pid: 1 },
+        Request::Connect { addr: endpoint, nonblocking: true, descriptor: 7, pid: 1 },
         Request::SetOption { name, level: 6, option: 1, value: vec![1, 0, 0, 0] },
     ];
     let seeds = requests.iter().flat_map(|request| variants(&request.encode().unwrap())).chain([name.to_bytes().to_vec()]).collect();

@@ -2,6 +2,7 @@
 //!
 //! Invariant: end of file alone is never taken for an orderly close; [`Ending`] says what the kernel knows.
 
+use std::cell::Cell;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
@@ -13,6 +14,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 
 use super::READ_SIZE;
+use super::unread_byte::{self, Whereabouts};
 
 /// What a read gave.
 #[derive(Debug)]
@@ -41,6 +43,7 @@ pub enum Ending {
 pub struct ApplicationSocket {
     socket: Rc<AsyncFd<OwnedFd>>,
     resume: Rc<Notify>,
+    over: Rc<Over>,
 }
 
 /// What the watching tasks wait on.
@@ -48,6 +51,14 @@ pub struct ApplicationSocket {
 pub struct Watch {
     socket: Rc<AsyncFd<OwnedFd>>,
     resume: Rc<Notify>,
+    over: Rc<Over>,
+}
+
+/// The end of the tasks that wait on a socket.
+#[derive(Debug, Default)]
+struct Over {
+    is_over: Cell<bool>,
+    told: Notify,
 }
 
 /// What the reader found, for [`Watch::readable`].
@@ -69,13 +80,13 @@ impl ApplicationSocket {
     /// # Errors
     /// When the event loop cannot watch it.
     pub fn new(socket: OwnedFd) -> io::Result<ApplicationSocket> {
-        Ok(ApplicationSocket { socket: Rc::new(super::watched::watched(socket)?), resume: Rc::new(Notify::new()) })
+        Ok(ApplicationSocket { socket: Rc::new(super::watched::watched(socket)?), resume: Rc::default(), over: Rc::default() })
     }
 
     /// For the tasks that wait.
     #[must_use]
     pub fn watch(&self) -> Watch {
-        Watch { socket: Rc::clone(&self.socket), resume: Rc::clone(&self.resume) }
+        Watch { socket: Rc::clone(&self.socket), resume: Rc::clone(&self.resume), over: Rc::clone(&self.over) }
     }
 
     /// The descriptor.
@@ -152,6 +163,16 @@ impl ApplicationSocket {
         self.resume.notify_one();
     }
 
+    /// Closes the socket so that the application sees a reset. The kernel shows it when the last copy of the socket is closed, and as
+    /// one only if it is not shut down before: so the tasks that wait on it, which have copies, are ended otherwise.
+    pub fn reset(self, application: Option<Whereabouts>) {
+        if let Err(error) = unread_byte::leave_one(self.socket.get_ref(), application) {
+            tracing::debug!(%error, "the kernel shows the application an end of file in place of a reset");
+        }
+        self.over.is_over.set(true);
+        self.over.told.notify_waiters();
+    }
+
     /// Wakes the reading task after back-pressure.
     pub fn resume(&self) {
         self.resume.notify_one();
@@ -167,15 +188,32 @@ impl ApplicationSocket {
     }
 }
 
+impl Over {
+    async fn wait(&self) {
+        let told = self.told.notified();
+        if !self.is_over.get() {
+            told.await;
+        }
+    }
+}
+
 impl Watch {
     /// Calls `read` whenever there may be something to read, until it says [`Read::Finished`] or `None`.
     pub async fn readable(self, mut read: impl FnMut() -> Option<Read>) {
         loop {
-            let Ok(mut ready) = self.socket.readable().await else { return };
+            let ready = tokio::select! {
+                biased;
+                () = self.over.wait() => return,
+                ready = self.socket.readable() => ready,
+            };
+            let Ok(mut ready) = ready else { return };
             match read() {
                 Some(Read::Drained) => ready.clear_ready(),
                 Some(Read::More) => tokio::task::yield_now().await,
-                Some(Read::Paused) => self.resume.notified().await,
+                Some(Read::Paused) => tokio::select! {
+                    () = self.over.wait() => return,
+                    () = self.resume.notified() => {}
+                },
                 Some(Read::Finished) | None => return,
             }
         }
@@ -183,8 +221,11 @@ impl Watch {
 
     /// Waits until the application's buffer may have room.
     pub async fn writable(self) {
-        if let Ok(mut ready) = self.socket.writable().await {
-            ready.clear_ready();
+        tokio::select! {
+            () = self.over.wait() => {}
+            ready = self.socket.writable() => if let Ok(mut ready) = ready {
+                ready.clear_ready();
+            }
         }
     }
 }

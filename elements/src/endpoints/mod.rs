@@ -12,6 +12,7 @@ mod remembered;
 mod server_table;
 mod settings;
 mod socket_options;
+mod unread_byte;
 mod watched;
 
 pub use application_socket::{ApplicationSocket, Ending, Read, Reading, Watch};
@@ -26,6 +27,7 @@ pub use server_table::ServerTable;
 pub use settings::{connection_config, policy};
 pub(crate) use socket_options::let_bind_choose_a_port;
 pub use socket_options::{get_option_for, set_option_for};
+pub use unread_byte::Whereabouts;
 
 /// Reads of an application's socket are made into buffers of this size.
 pub const READ_SIZE: usize = 128 * 1024;

@@ -11,6 +11,7 @@ use armor_proto::connection::{
 use bytes::{Bytes, BytesMut};
 
 use super::application_socket::{ApplicationSocket, Ending, Read, Reading};
+use super::unread_byte::Whereabouts;
 
 /// Most reads from one application before others have a turn.
 const READS_PER_TURN: usize = 8;
@@ -184,6 +185,13 @@ impl<E: End> Port<E> {
     pub fn detach(&mut self) {
         if let Some(socket) = self.socket.take() {
             socket.hang_up();
+        }
+    }
+
+    /// Closes the ARMOR's end such that the application sees a reset.
+    pub fn reset(&mut self, application: Option<Whereabouts>) {
+        if let Some(socket) = self.socket.take() {
+            socket.reset(application);
         }
     }
 

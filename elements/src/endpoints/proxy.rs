@@ -15,6 +15,7 @@ use bytes::Bytes;
 
 use super::port::{End, Port, Turn};
 use super::remembered::Remembered;
+use super::unread_byte::Whereabouts;
 use crate::operations::{AppcommAck, AppcommConnectReply, AppcommData, AppcommReplay, AppcommReset, AppcommServerConnectRequest};
 
 /// What an application is told that has read to the end of a connection's stream: one that was not reset was closed.
@@ -35,6 +36,12 @@ pub trait Proxy: Element {
 
     /// Where the other end is.
     fn other_end(&self, id: ConnectionId) -> ArmorId;
+
+    /// Where the application's end is, if that is known.
+    fn whereabouts(&self, id: ConnectionId) -> Option<Whereabouts> {
+        let _ = id;
+        None
+    }
 
     /// Puts a connect request into the operation that carries it. Only a client's end sends one.
     fn connect_request(&self, request: ConnectRequest, context: &Context<'_>) -> Option<AppcommServerConnectRequest> {
@@ -63,7 +70,10 @@ pub trait Proxy: Element {
         let Turn { records, events, reset, wait_writable, arm } = port.turn(now);
         let writable = port.socket.as_ref().filter(|_| wait_writable).map(|socket| socket.watch());
         if reset.is_some() {
-            port.detach();
+            let whereabouts = self.whereabouts(id);
+            if let Some(port) = self.port(id) {
+                port.reset(whereabouts);
+            }
         }
         for (record, payload) in records {
             self.send(id, record, payload, context);

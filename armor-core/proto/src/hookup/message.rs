@@ -56,6 +56,8 @@ pub enum Request {
         addr: Endpoint,
         /// Answer at once with a pending socket.
         nonblocking: bool,
+        /// Number under which the application will have the new socket.
+        descriptor: i32,
         /// The application.
         pid: u32,
     },
