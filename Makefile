@@ -3,9 +3,9 @@
 SHELL := /bin/bash
 CARGO ?= cargo
 
-# What the tests run, from Debian: the real programs, and the C compiler for the small ones.
-PACKAGES := gcc libc6-dev python3 curl redis-server redis-tools nginx-light wrk
-COMMANDS := gcc python3 curl redis-server redis-cli redis-benchmark nginx wrk
+# What the tests run, from Debian: the real programs, the C compiler for the small ones, and other users where the tests do not run as root.
+PACKAGES := gcc libc6-dev python3 curl redis-server redis-tools nginx-light wrk uidmap
+COMMANDS := gcc python3 curl redis-server redis-cli redis-benchmark nginx wrk newuidmap
 
 .PHONY: demo test setup check install clean
 

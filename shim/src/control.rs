@@ -105,12 +105,9 @@ pub(crate) fn ask(side: Side, request: &Request, passed: Option<c_int>, patience
     for _ in 0..LOSSES {
         let reach_until = sys::now() + patience.reach;
         let fd = dial(settings, side, answer_until.map_or(reach_until, |until| until.min(reach_until)))?;
-        if sys::send(fd.raw(), &buffer[..length], passed).is_ok() {
-            wait(&fd, answer_until, patience.interruptible)?;
-            let mut reply = [0; DATAGRAM_LIMIT];
-            if let Ok((length @ 1.., fd)) = sys::receive(fd.raw(), &mut reply) {
-                return understand(&reply[..length], fd);
-            }
+        let mut reply = [0; DATAGRAM_LIMIT];
+        if let Some((length, fd)) = exchange(&fd, &buffer[..length], passed, answer_until, patience.interruptible, &mut reply)? {
+            return understand(&reply[..length], fd);
         }
         if patience.reach.is_zero() {
             break;
@@ -118,6 +115,29 @@ pub(crate) fn ask(side: Side, request: &Request, passed: Option<c_int>, patience
         sys::sleep(RETRY);
     }
     Err(Failure::Unreachable)
+}
+
+/// Sends a request and receives the answer. `None`: the ARMOR has closed without one.
+fn exchange(
+    fd: &OwnFd,
+    request: &[u8],
+    passed: Option<c_int>,
+    until: Option<Duration>,
+    interruptible: bool,
+    reply: &mut [u8],
+) -> Result<Option<(usize, Option<OwnFd>)>, Failure> {
+    match sys::send(fd.raw(), request, passed) {
+        Ok(()) => wait(fd, until, interruptible)?,
+        // Who may not ask is told so before he has.
+        Err(Errno(libc::EPIPE | libc::ECONNRESET)) => {}
+        Err(_) => return Ok(None),
+    }
+    let received = match sys::receive(fd.raw(), reply) {
+        // It has closed with the request unread, which comes before what it had said.
+        Err(Errno(libc::ECONNRESET)) => sys::receive(fd.raw(), reply),
+        received => received,
+    };
+    Ok(received.ok().filter(|(length, _)| *length > 0))
 }
 
 fn understand(datagram: &[u8], fd: Option<OwnFd>) -> Result<Answer, Failure> {

@@ -69,10 +69,10 @@ static void all_native(int family) {
     CHECK(read(s, &byte, 1) == 0);
 }
 
-static void bind_needs_an_armor(int family) {
+static void bind_fails(int family, int with) {
     int l = tcp(family);
     address a = loopback(family, 0);
-    FAILS(bind(l, &a.any, a.length), ENETDOWN);
+    FAILS(bind(l, &a.any, a.length), with);
 }
 
 static void binds(int family) {
@@ -89,7 +89,8 @@ int main(int argc, char **argv) {
     else if (!strcmp(argv[1], "another")) another_server(family, atoi(argv[3]));
     else if (!strcmp(argv[1], "nobody")) nobody(family, atoi(argv[3]));
     else if (!strcmp(argv[1], "native")) all_native(family);
-    else if (!strcmp(argv[1], "absent")) bind_needs_an_armor(family);
+    else if (!strcmp(argv[1], "absent")) bind_fails(family, ENETDOWN);
+    else if (!strcmp(argv[1], "refused")) bind_fails(family, EACCES);
     else if (!strcmp(argv[1], "binds")) binds(family);
     else return 2;
     return 0;

@@ -49,6 +49,7 @@ struct Shared {
     state: Mutex<State>,
     changed: Condvar,
     keeps_holders: AtomicBool,
+    turns_away: AtomicBool,
 }
 
 #[derive(Default)]
@@ -110,6 +111,11 @@ impl MockArmor {
             let listener = socket.try_clone().unwrap();
             thread::spawn(move || {
                 while let Ok(peer) = rustix::net::accept_with(&listener, SocketFlags::CLOEXEC) {
+                    if shared.turns_away.load(Ordering::Relaxed) {
+                        // As an ARMOR does with a stranger: what it asks is not read.
+                        send(&peer, &Reply::Refused { reason: "not you".to_owned() }, None);
+                        continue;
+                    }
                     // One request comes by each connection. What is announced takes effect before what is asked after it.
                     let Some((request, fd)) = receive(&peer) else { continue };
                     let shared = Arc::clone(&shared);
@@ -127,6 +133,11 @@ impl MockArmor {
     /// From now on a bound socket that is to connect is closed, not given back, as by an ARMOR that has died meanwhile.
     pub(crate) fn keep_holders(&self) {
         self.shared.keeps_holders.store(true, Ordering::Relaxed);
+    }
+
+    /// From now on whoever asks is turned away.
+    pub(crate) fn turn_away(&self) {
+        self.shared.turns_away.store(true, Ordering::Relaxed);
     }
 
     pub(crate) fn directory(&self) -> &Path {

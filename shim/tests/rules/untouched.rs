@@ -82,3 +82,30 @@ fn without_an_armor_connect_goes_to_the_kernel() {
         run(&MockArmor::absent(), "untouched", &["another", family, &echo_server(family).to_string()]);
     }
 }
+
+#[test]
+fn who_is_turned_away_is_told_once_and_connects_through_the_kernel() {
+    for family in FAMILIES {
+        let armor = MockArmor::start();
+        armor.turn_away();
+        let mut command = hooked(&armor, compiled("untouched"));
+        command.args(["another", family, &echo_server(family).to_string()]);
+        let mut program = Running::start(command);
+        assert!(program.status().success());
+        // One line for each of its connects.
+        assert_eq!(program.errors(), "armor: the ARMOR refuses: not you\n".repeat(2));
+    }
+}
+
+#[test]
+fn who_is_turned_away_may_not_serve() {
+    for family in FAMILIES {
+        let armor = MockArmor::start();
+        armor.turn_away();
+        let mut command = hooked(&armor, compiled("untouched"));
+        command.args(["refused", family]);
+        let mut program = Running::start(command);
+        assert!(program.status().success());
+        assert_eq!(program.errors(), "armor: the ARMOR refuses: not you\n");
+    }
+}
