@@ -105,14 +105,15 @@ impl Composition {
                     .error(at, format!("{name} takes messages over ({operation}), which it can in the main thread only; remove arbiter")));
             }
             elements.push(name);
-            threads.push(thread.0);
+            threads.push(thread);
             spans.push(span);
         }
+        composition.same_thread(&elements, &threads, kinds)?;
         composition.reliable(&elements, &spans, kinds)?;
         if elements.is_empty() {
             return Err(composition.error(0, "no [[element]]: an ARMOR has at least one element; see `armor elements`".to_owned()));
         }
-        Ok(Composition { kind, elements, threads, ..composition })
+        Ok(Composition { kind, elements, threads: threads.into_iter().map(|(thread, _)| thread).collect(), ..composition })
     }
 
     /// The ARMOR's kind: "ftm", "daemon", "execution", … .
@@ -264,6 +265,24 @@ impl Composition {
             .map(|(_, nearest)| format!(" Did you mean {nearest:?}?"))
             .unwrap_or_default();
         Err(self.error(span.start, format!("unknown element {name:?}.{nearest} `armor elements` lists all of them")))
+    }
+
+    /// An Arbiter holds one element, so those that belong into one thread belong into the main one.
+    fn same_thread(&self, names: &[String], threads: &[(Thread, usize)], kinds: &[ElementKind]) -> Result<(), CompositionError> {
+        let present = |name: &str| names.iter().position(|present| present == name);
+        for kind in kinds {
+            let Some(index) = present(kind.name) else { continue };
+            for other in kind.same_thread {
+                let Some(other_index) = present(other) else { continue };
+                let own = [threads[index], threads[other_index]].into_iter().find(|(thread, _)| *thread == Thread::Own);
+                if let Some((_, at)) = own {
+                    return Err(
+                        self.error(at, format!("{} and {other} must live in one thread, which is the main one; remove arbiter", kind.name))
+                    );
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Acknowledged messages are kept by an element of the same ARMOR, or by none.

@@ -26,6 +26,9 @@ pub trait Element: Sized + 'static {
     const EXAMPLE: &'static str;
     /// Elements that must not be in the same ARMOR.
     const EXCLUDES: &'static [&'static str] = &[];
+    /// Elements that must live in the same thread as this one when they are in the same ARMOR. Needed where an operation has to reach the
+    /// other before anything else does that its sender causes, such as a request of a process that it has started.
+    const SAME_THREAD: &'static [&'static str] = &[];
     /// Its part of the TOML. Use `#[serde(deny_unknown_fields)]`.
     type Config: DeserializeOwned;
 
@@ -212,6 +215,8 @@ pub struct ElementKind {
     pub example: &'static str,
     /// Elements that must not be beside it.
     pub excludes: &'static [&'static str],
+    /// Elements that must be in its thread when they are beside it.
+    pub same_thread: &'static [&'static str],
     /// Operations that it listens to.
     pub subscribes: Vec<Subscription>,
     /// Operations that it sends.
@@ -238,6 +243,7 @@ impl ElementKind {
             purpose: E::PURPOSE,
             example: E::EXAMPLE,
             excludes: E::EXCLUDES,
+            same_thread: E::SAME_THREAD,
             subscribes: operations.handlers.iter().map(|(subscription, _)| *subscription).collect(),
             emits: operations.emits,
             check: |table| configuration::<E>(table).map(|_| ()),

@@ -5,7 +5,7 @@
 //! Subscribes: `MSG_APP_LAUNCH`, `MSG_APP_STOP`. Emits: `MSG_APP_LAUNCHED`, `MSG_APP_STOPPED`, `MSG_APP_STARTED`, `MSG_APP_FAILED`.
 //! Configuration: `stop_grace_ms` (between SIGTERM and SIGKILL), `max_log_bytes` (an application's log is begun anew at a restart beyond it).
 //!
-//! Invariant: never two lives of an application at once: its whole process group is killed before the next one starts.
+//! Invariants: APP_COMM_SERVER, in the same thread, is told of a life before its process can say anything; never two lives of an application at once: its whole process group is killed before the next one starts.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
@@ -74,6 +74,8 @@ impl Element for AppOversight {
     const NAME: &'static str = "app_oversight";
     const PURPOSE: &'static str = "launches, watches and restarts applications (thesis §3.2.2)";
     const EXAMPLE: &'static str = "stop_grace_ms = 3000\nmax_log_bytes = 16777216\n";
+    // It has to know of a new life of an application before that binds an address.
+    const SAME_THREAD: &'static [&'static str] = &["APP_COMM_SERVER"];
     type Config = Config;
 
     fn new(config: Config, setup: &Setup) -> Result<Self, String> {

@@ -63,10 +63,13 @@ fn the_same_when_every_element_that_may_has_an_arbiter_of_its_own() {
     a_node_fails_and_comes_back(&in_own_arbiters(FTM), |daemon| in_own_arbiters(&daemon));
 }
 
-/// The composition with `arbiter = true` for each element that takes no messages.
+/// The composition with `arbiter = true` for each element that may have one.
 fn in_own_arbiters(composition: &str) -> String {
     let mut text = composition.to_owned();
-    for kind in armor_elements::all().iter().filter(|kind| kind.takes_messages().is_none()) {
+    let kinds = armor_elements::all();
+    let together: Vec<&str> =
+        kinds.iter().filter(|kind| !kind.same_thread.is_empty()).flat_map(|kind| [&[kind.name], kind.same_thread].concat()).collect();
+    for kind in kinds.iter().filter(|kind| kind.takes_messages().is_none() && !together.contains(&kind.name)) {
         let name = format!("name = \"{}\"\n", kind.name);
         text = text.replace(&name, &format!("{name}arbiter = true\n"));
     }

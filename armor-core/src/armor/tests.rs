@@ -120,6 +120,7 @@ impl Element for Third {
     const NAME: &'static str = "third";
     const PURPOSE: &'static str = "has a key";
     const EXAMPLE: &'static str = "interval_ms = 5";
+    const SAME_THREAD: &'static [&'static str] = &["first"];
     type Config = Interval;
 
     fn new(config: Interval, _: &Setup) -> Result<Self, String> {
@@ -434,11 +435,23 @@ fn an_operation_that_nobody_hears_is_a_warning() {
 
 #[test]
 fn the_composition_says_which_elements_have_a_thread_of_their_own() {
-    let text = "[[element]]\narbiter = true\nname = \"first\"\n[[element]]\nname = \"third\"\ninterval_ms = 1\narbiter = false\n";
+    let text =
+        "[[element]]\narbiter = true\nname = \"first\"\n[[element]]\nname = \"needy\"\narbiter = false\n[[element]]\nname = \"keeper\"\n";
     let composition = Composition::parse("c", text, &kinds()).unwrap();
-    assert_eq!(composition.threads(), [Thread::Own, Thread::Main]);
-    let set = composition.with_settings(&[("third".into(), "arbiter".into(), "true".into())], &kinds()).unwrap();
-    assert_eq!(set.threads(), [Thread::Own, Thread::Own]);
+    assert_eq!(composition.threads(), [Thread::Own, Thread::Main, Thread::Main]);
+    let set = composition.with_settings(&[("needy".into(), "arbiter".into(), "true".into())], &kinds()).unwrap();
+    assert_eq!(set.threads(), [Thread::Own, Thread::Own, Thread::Main]);
+}
+
+#[test]
+fn elements_that_must_live_in_one_thread_are_refused_in_two() {
+    let third = "[[element]]\nname = \"third\"\ninterval_ms = 1\n";
+    let expected =
+        |line: usize| format!("c.toml:{line}:11: third and first must live in one thread, which is the main one; remove arbiter");
+    assert_eq!(refusal(&format!("[[element]]\nname = \"first\"\n{third}arbiter = true\n")), expected(6));
+    assert_eq!(refusal(&format!("{third}[[element]]\nname = \"first\"\narbiter = true\n")), expected(6));
+    assert!(Composition::parse("c", &format!("[[element]]\nname = \"first\"\n{third}"), &kinds()).is_ok());
+    assert!(Composition::parse("c", &format!("{third}arbiter = true\n"), &kinds()).is_ok());
 }
 
 #[test]

@@ -21,7 +21,7 @@ impl Elements {
         let text = match &self.name {
             None => list(&kinds),
             Some(name) => match kinds.iter().find(|kind| kind.name.eq_ignore_ascii_case(name)) {
-                Some(kind) => describe(kind)?,
+                Some(kind) => describe(kind, &kinds)?,
                 None => bail!("unknown element {name:?}; `armor elements` lists all of them"),
             },
         };
@@ -38,17 +38,25 @@ fn list(kinds: &[ElementKind]) -> String {
     table.render()
 }
 
-fn describe(kind: &ElementKind) -> anyhow::Result<String> {
+/// In which thread such an element may live.
+fn thread(kind: &ElementKind, kinds: &[ElementKind]) -> String {
+    if let Some(operation) = kind.takes_messages() {
+        return format!("the main one, for it takes messages over ({operation})");
+    }
+    let naming = kinds.iter().filter(|other| other.same_thread.contains(&kind.name)).map(|other| other.name);
+    let together: Vec<&str> = kind.same_thread.iter().copied().chain(naming).collect();
+    let own = "the main one, or with arbiter = true its own";
+    if together.is_empty() { own.to_owned() } else { format!("{own}; not its own beside {}", together.join(", ")) }
+}
+
+fn describe(kind: &ElementKind, kinds: &[ElementKind]) -> anyhow::Result<String> {
     let names = |list: &[Subscription]| match list {
         [] => "nothing".to_owned(),
         list => list.iter().map(|subscription| subscription.name).collect::<Vec<_>>().join(", "),
     };
     let mut text =
         format!("{}: {}\n\nSubscribes to: {}\nEmits:         {}\n", kind.name, kind.purpose, names(&kind.subscribes), names(&kind.emits));
-    match kind.takes_messages() {
-        Some(operation) => writeln!(text, "Thread:        the main one, for it takes messages over ({operation})")?,
-        None => writeln!(text, "Thread:        the main one, or with arbiter = true its own")?,
-    }
+    writeln!(text, "Thread:        {}", thread(kind, kinds))?;
     if !kind.excludes.is_empty() {
         writeln!(text, "Not beside:    {}", kind.excludes.join(", "))?;
     }
