@@ -20,7 +20,7 @@ use crate::arbiter::resident::Departure;
 use crate::arbiter::{Answer, MAX_ANSWERS, Remote};
 use crate::armor::{Armor, Member};
 use crate::capture::CaptureStore;
-use crate::cell::{ElementCell, Spawner};
+use crate::cell::{ElementCell, Home as _, Spawner};
 use crate::composition::{Composition, CompositionError, Thread};
 use crate::element::{ElementKind, Setup};
 
@@ -196,6 +196,8 @@ fn end_on_signals(armor: &Rc<Armor>) {
                 signals.recv().await;
                 if let Some(armor) = armor.upgrade() {
                     armor.shutdown();
+                    // What elements sent when they were stopped.
+                    armor.left();
                 }
             });
         }

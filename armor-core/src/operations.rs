@@ -37,6 +37,9 @@ armor_proto::operations! { CORE_OPERATIONS;
     /// [`Context::send_reliable`](crate::context::Context::send_reliable); the element that does so takes the message with
     /// [`Context::take_routed`](crate::context::Context::take_routed).
     0x0008 MSG_SEND_RELIABLE => pub struct SendReliable {}
+    /// Stands before the rest of a bundle whose processing was interrupted by a bundle for another ARMOR (thesis §3.2.1: nested invocation). By it
+    /// an ARMOR tells an acknowledged message that comes back from a copy that was sent again.
+    0x0009 MSG_BUNDLE_RESUMED => pub struct BundleResumed {}
 }
 
 #[cfg(test)]

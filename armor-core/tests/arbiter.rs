@@ -4,8 +4,9 @@
 mod rig;
 
 use std::collections::HashSet;
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::process::ExitStatusExt as _;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::atomic::Ordering;
 
 use armor_core::arbiter::{MAX_ANSWERS, MAX_PARKED, MAX_PARKED_BYTES};
@@ -267,16 +268,18 @@ fn two_threads_that_are_both_full_do_not_wait_for_each_other() {
 const ROLE: &str = "ARMOR_TEST_ROLE";
 const SIGABRT: i32 = 6;
 
+/// The calling test in a process of its own.
+fn again(test: &str, role: &str, directory: &tempfile::TempDir) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", test, "--nocapture"]).env(ROLE, role).current_dir(directory.path());
+    command
+}
+
 /// Runs the calling test again in a process of its own, in which beta is asked for `what`. The process must end by SIGABRT.
 /// Gives what it said.
 fn aborted(test: &str, what: &str) -> String {
     let directory = tempfile::tempdir().unwrap();
-    let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", test, "--nocapture"])
-        .env(ROLE, what)
-        .current_dir(directory.path())
-        .output()
-        .unwrap();
+    let output = again(test, what, &directory).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.signal(), Some(SIGABRT), "{said}");
     said
@@ -347,4 +350,27 @@ fn an_element_that_cannot_be_built_or_started_in_its_thread_is_an_error_of_the_r
     };
     assert_eq!(run(&NOT_BUILT.to_string()), "c.toml:5:8: element beta: it refuses to be built");
     assert_eq!(run(&NOT_STARTED.to_string()), "ARMOR me: element beta cannot start: it refuses to start");
+}
+
+#[test]
+fn a_signal_stops_elements_in_reverse_order_and_lets_what_they_send_leave() {
+    if std::env::var(ROLE).is_ok() {
+        let mut rig = rig();
+        println!("it runs");
+        rig.ended();
+        println!("{:?}", rig.stage().journal());
+        println!("{:?}", rig.rest().iter().filter_map(rig::first::<Note>).map(|note| note.text).collect::<Vec<_>>());
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let mut process = again("a_signal_stops_elements_in_reverse_order_and_lets_what_they_send_leave", "", &directory)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(process.stdout.take().unwrap()).lines().map(Result::unwrap);
+    assert!(lines.any(|line| line.ends_with("it runs")));
+    assert!(Command::new("sh").args(["-c", &format!("kill {}", process.id())]).status().unwrap().success());
+    assert_eq!(lines.next().unwrap(), r#"["gamma stops", "beta stops", "alpha stops"]"#);
+    assert_eq!(lines.next().unwrap(), r#"["gamma says goodbye"]"#);
+    assert!(process.wait().unwrap().success());
 }

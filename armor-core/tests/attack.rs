@@ -14,7 +14,7 @@ use armor_core::armor::MAX_QUEUE;
 use armor_core::context::{Context, Routed};
 use armor_core::element::{Element, ElementKind, Operations, Setup};
 use armor_core::events::Event;
-use armor_core::operations::{BundleAck, EventReport, Route, SendReliable, Shutdown, StateCaptured, StatusQuery};
+use armor_core::operations::{BundleAck, BundleResumed, EventReport, Route, SendReliable, Shutdown, StateCaptured, StatusQuery};
 use armor_proto::frame::Frame;
 use armor_proto::ids::{ArmorId, MessageId};
 use armor_proto::message::{Bundle, Flags, Message};
@@ -256,7 +256,7 @@ fn encoded(operation: &dyn AnyOperation) -> Vec<u8> {
 /// Known and unknown ones, whole, cut off and garbage. `MSG_SHUTDOWN` alone is left out.
 fn random_operation(random: &mut StdRng, fuel: u32) -> BundledOperation {
     let stir = Stir { seed: random.random(), fuel };
-    match random.random_range(0..14) {
+    match random.random_range(0..15) {
         0..=4 => stir.into(),
         5 => StirMiddle { seed: random.random(), fuel }.into(),
         6 => BundledOperation::Encoded { kind: Stir::KIND, body: encoded(&stir).into() },
@@ -279,6 +279,7 @@ fn random_operation(random: &mut StdRng, fuel: u32) -> BundledOperation {
         10 => BundleAck { message: MessageId(random.random_range(0..200)) }.into(),
         11 => StatusQuery {}.into(),
         12 => Route {}.into(),
+        13 => BundleResumed {}.into(),
         _ => StateCaptured { element: "../../stirrer".into(), state: vec![0; 10] }.into(),
     }
 }

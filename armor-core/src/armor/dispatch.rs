@@ -109,9 +109,15 @@ impl Armor {
             return;
         }
         match frame.decode() {
-            // What this ARMOR began itself has come home: its first bundle was processed elsewhere.
-            Ok(message) if message.source == self.setup.armor => self.proceed(Visit::of_frame(message, &frame), None),
-            Ok(message) => self.begin(Visit::of_frame(message, &frame)),
+            Ok(message) => {
+                let mut visit = Visit::of_frame(message, &frame);
+                // What this ARMOR began itself has come home: its first bundle was processed elsewhere.
+                if visit.resumes() || visit.message.source == self.setup.armor {
+                    self.proceed(visit, None);
+                } else {
+                    self.begin(visit);
+                }
+            }
             Err(error) => {
                 self.counters.undecodable.count();
                 self.complain(Event::new("frame-refused").with("source", frame.source).with("reason", error));
@@ -155,14 +161,16 @@ impl Armor {
                         break;
                     };
                     if destination != self.setup.armor {
-                        self.route(Routed::Message(visit.message));
+                        self.route(Routed::Message(visit.leave()));
                         break;
                     }
                     let Some(operation) = visit.message.top_mut().and_then(|bundle| bundle.operations.pop_front()) else {
                         visit.message.pop();
+                        visit.current = None;
                         self.counters.processed.count();
                         continue;
                     };
+                    visit.current = Some(visit.message.stack().len() - 1);
                     if visit.operations >= MAX_OPERATIONS {
                         self.counters.runaway.count();
                         let runaway =

@@ -274,6 +274,29 @@ fn a_resent_message_is_processed_once_and_acknowledged_twice() {
 }
 
 #[test]
+fn an_acknowledged_message_comes_back_from_a_pushed_bundle_to_the_rest_and_its_copies_do_not() {
+    let armor = armor();
+    let mut message =
+        Message::new(Bundle::new(ME, Nest {}).then(note("rest"))).followed_by(Bundle::new(ArmorId(9), BundleAck { message: MessageId(3) }));
+    message.source = ArmorId(9);
+    message.id = MessageId(3);
+    message.flags = Flags::EXPECT_ACK;
+    armor.deliver_frame(&message);
+    let Some(Routed::Message(mut away)) = ROUTED.take().pop() else { panic!("a message has left") };
+    assert_eq!((away.destination(), away.stack().len()), (Some(ArmorId(77)), 3));
+    // Its sender has waited too long: the copy is not processed.
+    armor.deliver_frame(&message);
+    assert!(heard().is_empty());
+    // The other ARMOR is done with its bundle: the message comes back, and what was left of its first bundle is processed.
+    away.pop();
+    ROUTED.take();
+    armor.deliver_frame(&away);
+    assert_eq!(heard(), ["first pushed", "count 1", "second pushed", "first rest", "count 2", "second rest"]);
+    assert_eq!(routed(), [ArmorId(9)]);
+    assert_eq!((armor.counters.duplicates.value(), armor.counters.unknown_operation.value()), (1, 0));
+}
+
+#[test]
 fn a_message_to_be_sent_reliably_is_offered_in_the_order_of_effects_and_refused_when_nobody_takes_it() {
     let both = "[[element]]\nname = \"first\"\n[[element]]\nname = \"second\"\n";
     let armor = armor_of(&format!("{both}[[element]]\nname = \"keeper\"\n"));

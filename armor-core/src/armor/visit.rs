@@ -7,8 +7,11 @@ use std::collections::HashSet;
 
 use armor_proto::frame::Frame;
 use armor_proto::ids::{ArmorId, MessageId};
-use armor_proto::message::{Flags, Message};
+use armor_proto::message::{Bundle, Flags, Message};
+use armor_proto::operation::Operation as _;
 use armor_proto::reliable::Seen;
+
+use crate::operations::BundleResumed;
 
 /// By what acknowledged messages are told apart.
 pub(super) type Key = (ArmorId, MessageId);
@@ -18,6 +21,8 @@ pub(crate) struct Visit {
     pub(crate) message: Message,
     /// Size of the frame in which it came; 0 when it was made here.
     pub(super) frame_bytes: usize,
+    /// Where in the stack, from below, the bundle is of which an operation was processed last.
+    pub(super) current: Option<usize>,
     /// Operations that were processed.
     pub(super) operations: u32,
     /// As what [`Arrivals`] knows that it is not done yet. Handlers may change the message's own source and number.
@@ -27,12 +32,41 @@ pub(crate) struct Visit {
 impl Visit {
     /// Of a message that was made here.
     pub(crate) fn of(message: Message) -> Visit {
-        Visit { message, frame_bytes: 0, operations: 0, unfinished: None }
+        Visit { message, frame_bytes: 0, current: None, operations: 0, unfinished: None }
     }
 
     /// Of a message that came in a frame.
     pub(super) fn of_frame(message: Message, frame: &Frame) -> Visit {
-        Visit { message, frame_bytes: frame.bytes().len(), operations: 0, unfinished: None }
+        Visit { message, frame_bytes: frame.bytes().len(), current: None, operations: 0, unfinished: None }
+    }
+
+    /// The message leaves. When it has bundles on top of one that is not done here, that one is marked: the message comes back to it, and
+    /// must not be taken for a copy of one that was here before.
+    pub(super) fn leave(mut self) -> Message {
+        let Some(current) = self.current else { return self.message };
+        let on_top: Vec<Bundle> = (current + 1..self.message.stack().len()).filter_map(|_| self.message.pop()).collect();
+        if !on_top.is_empty()
+            && self.message.flags.contains(Flags::EXPECT_ACK)
+            && let Some(rest) = self.message.top_mut()
+            && rest.operations.len() < Message::MAX_OPERATIONS
+        {
+            rest.operations.push_front(BundleResumed {}.into());
+        }
+        for bundle in on_top.into_iter().rev() {
+            // It was there before, so there is room.
+            let _ = self.message.push(bundle);
+        }
+        self.message
+    }
+
+    /// Whether the message comes back to a bundle that was marked so; the mark is taken off.
+    pub(super) fn resumes(&mut self) -> bool {
+        let Some(bundle) = self.message.top_mut() else { return false };
+        let marked = bundle.operations.front().is_some_and(|operation| operation.kind() == BundleResumed::KIND);
+        if marked {
+            bundle.operations.pop_front();
+        }
+        marked
     }
 
     /// Bytes that it holds on to while it is parked.

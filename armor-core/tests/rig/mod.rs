@@ -230,6 +230,13 @@ impl Rig {
         }
     }
 
+    /// Waits until the ARMOR has ended by itself.
+    pub fn ended(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            thread.join().expect("the ARMOR's thread");
+        }
+    }
+
     /// Shuts the ARMOR down and waits until its threads have ended.
     pub fn shut_down(&mut self) {
         if let Some(thread) = self.thread.take() {

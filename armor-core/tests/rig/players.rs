@@ -193,8 +193,9 @@ impl Element for GammaElement {
         });
     }
 
-    fn stop(&mut self, _: &mut Context<'_>) {
+    fn stop(&mut self, context: &mut Context<'_>) {
         self.0.write("gamma stops".into());
+        context.send_to(TESTER, note("gamma says goodbye"));
     }
 }
 
