@@ -13,7 +13,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix::{Actor, Addr, Arbiter, AsyncContext, Context, Handler, Message, System};
+use actix::{Actor, Addr, Arbiter, Context, Handler, Message, System};
 
 use crate::arbiter::crossing::{Exit, crossing};
 use crate::arbiter::resident::Departure;
@@ -47,9 +47,18 @@ struct SetTimer {
 impl Handler<SetTimer> for ElementActor {
     type Result = ();
 
-    fn handle(&mut self, timer: SetTimer, context: &mut Self::Context) {
-        context.run_later(timer.pause, move |actor, _| actor.cell.timer(timer.token));
+    fn handle(&mut self, timer: SetTimer, _: &mut Self::Context) {
+        // Not `run_later`: whenever one of an actor's timers or a message wakes it, actix polls all of its timers.
+        run_out(timer.pause, Rc::clone(&self.cell), timer.token);
     }
+}
+
+/// A timer of an element.
+fn run_out(pause: Duration, cell: Rc<ElementCell>, token: u64) {
+    actix_rt::spawn(async move {
+        actix_rt::time::sleep(pause).await;
+        cell.timer(token);
+    });
 }
 
 /// The actors of one thread.
@@ -74,12 +83,7 @@ impl Spawner for ActixThread {
         match actors.get(&cell.index()) {
             Some(actor) if actor.try_send(SetTimer { pause, token }).is_ok() => {}
             // Before the actors exist (an element's start), or when the mailbox is full: the timer must not be lost.
-            _ => {
-                actix_rt::spawn(async move {
-                    actix_rt::time::sleep(pause).await;
-                    cell.timer(token);
-                });
-            }
+            _ => run_out(pause, cell, token),
         }
     }
 }
