@@ -22,8 +22,8 @@ use armor_proto::ids::{ArmorId, ConnectionId};
 use serde::Deserialize;
 
 use crate::endpoints::{
-    ApplicationSocket, Asked, Ending, HookupListener, Pending, Port, Proxy, Read, Remembered, ReplyTo, ServerTable, Whereabouts, client_pair, connection_config,
-    get_option_for, how_ended, let_bind_choose_a_port, policy, set_option_for, source_address_for,
+    AT_ONCE, ApplicationSocket, Asked, Crowd, Ending, HookupListener, LISTED, Pending, Port, Proxy, Read, ReadBuffer, Remembered, ReplyTo, ServerTable,
+    Whereabouts, client_pair, connection_config, descriptors, get_option_for, how_ended, let_bind_choose_a_port, policy, set_option_for, source_address_for,
 };
 use crate::operations::{
     AppClientConnected, AppLookupServerInfo, AppServerInfo, AppServerSubscribe, AppServerTable, AppServerTableAck, AppcommAck,
@@ -96,6 +96,8 @@ pub struct AppCommClient {
     early: VecDeque<Asked>,
     clients: HashMap<ConnectionId, Client>,
     resets: Remembered<ResetReason>,
+    crowd: Crowd,
+    buffer: ReadBuffer,
     next: u64,
 }
 
@@ -109,7 +111,7 @@ impl Element for AppCommClient {
         // Ids are drawn per life of the ARMOR, so that those of an earlier life never come again.
         let next = armor_core::events::now_ms() << 20 ^ setup.armor.0;
         let socket = setup.run_dir.join(CLIENT_SOCKET);
-        Ok(AppCommClient { config, socket, table: None, version: 0, early: VecDeque::new(), clients: HashMap::new(), resets: Remembered::default(), next })
+        Ok(AppCommClient { config, socket, table: None, version: 0, early: VecDeque::new(), clients: HashMap::new(), resets: Remembered::default(), crowd: Crowd::default(), buffer: ReadBuffer::default(), next })
     }
 
     fn operations(operations: &mut Operations<Self>) {
@@ -133,6 +135,7 @@ impl Element for AppCommClient {
     }
 
     fn start(&mut self, context: &mut Context<'_>) -> Result<(), String> {
+        descriptors::take_all();
         let listener = HookupListener::bind(&self.socket).map_err(|error| format!("{}: {error}", self.socket.display()))?;
         listener.serve(self.config.allowed_uids.clone(), context, Self::asked);
         self.timer(SUBSCRIBE, context);
@@ -152,6 +155,7 @@ impl Element for AppCommClient {
         let connections: Vec<_> = self
             .clients
             .iter()
+            .take(LISTED)
             .map(|(id, client)| {
                 serde_json::json!({
                     "id": id.to_string(), "service": client.server.service, "address": SocketAddr::from(client.dialled).to_string(),
@@ -160,7 +164,8 @@ impl Element for AppCommClient {
                 })
             })
             .collect();
-        serde_json::json!({ "connections": connections, "table_version": self.version })
+        let not_listed = self.clients.len().saturating_sub(LISTED);
+        serde_json::json!({ "connections": connections, "not_listed": not_listed, "table_version": self.version })
     }
 }
 
@@ -213,7 +218,7 @@ impl AppCommClient {
             return;
         };
         if self.clients.len() >= self.config.max_connections {
-            context.event(Event::new("connect-refused").with("service", &server.service).with("reason", "max_connections"));
+            self.tell(Event::new("connect-refused").with("service", &server.service).with("reason", "max_connections"), context);
             return refuse(libc::EAGAIN);
         }
         let local = local_address(asked.socket.as_ref(), addr);
@@ -227,7 +232,7 @@ impl AppCommClient {
         let (own, application, pending) = match made {
             Ok(made) => made,
             Err(error) => {
-                context.event(Event::new("connect-refused").with("service", &server.service).with("reason", &error));
+                self.tell(Event::new("connect-refused").with("service", &server.service).with("reason", &error), context);
                 return refuse(error.raw_os_error().unwrap_or(libc::ECONNREFUSED));
             }
         };
@@ -292,7 +297,13 @@ impl AppCommClient {
 
     /// The server is back (thesis §4.5.1): connect requests are replayed, to the ARMOR that oversees it now.
     fn replay_connects(&mut self, asked: &AppcommReplayConnect, context: &mut Context<'_>) {
-        for &id in &asked.connections {
+        self.replay_some(asked.clone(), 0, context);
+    }
+
+    /// Replays some of them from `first` on, and lets others have a turn before the rest: a server may have thousands of clients.
+    fn replay_some(&mut self, asked: AppcommReplayConnect, first: usize, context: &mut Context<'_>) {
+        let next = (first + AT_ONCE).min(asked.connections.len());
+        for &id in &asked.connections[first..next] {
             let Some(client) = self.clients.get_mut(&id) else {
                 let row = ClientRow { connection: id, armor: context.armor() };
                 context.send_to(ArmorId::FTM, AppClientConnected { address: asked.address, client: row, connected: false });
@@ -301,6 +312,13 @@ impl AppCommClient {
             client.server.armor = asked.server;
             client.server.incarnation = asked.incarnation;
             self.with(id, context, |port, now| port.end.replay(asked.incarnation, now));
+        }
+        if next < asked.connections.len() {
+            let handle = context.handle::<Self>();
+            context.spawn(async move {
+                tokio::task::yield_now().await;
+                handle.call(|element, context| element.replay_some(asked, next, context));
+            });
         }
     }
 
@@ -314,7 +332,7 @@ impl AppCommClient {
     fn readable(&mut self, id: ConnectionId, context: &mut Context<'_>) -> Read {
         let now = Instant::now();
         let Some(client) = self.clients.get_mut(&id) else { return Read::Finished };
-        let (read, ending) = client.port.read(now);
+        let (read, ending) = client.port.read(&mut self.buffer, now);
         if let Some(ending) = ending {
             client.port.read_done = true;
             // A client that nobody supervises ends as TCP would let it end.
@@ -357,7 +375,7 @@ impl AppCommClient {
             None => {}
         }
         client.port.detach();
-        context.event(Event::new("connect-refused").with("service", &client.server.service).with("errno", errno));
+        self.tell(Event::new("connect-refused").with("service", &client.server.service).with("errno", errno), context);
     }
 
     fn forget(&mut self, id: ConnectionId, context: &mut Context<'_>) {
@@ -386,6 +404,10 @@ impl Proxy for AppCommClient {
         Some(AppcommServerConnectRequest { address, client: context.armor(), client_address, dialled, request })
     }
 
+    fn crowd(&mut self) -> &mut Crowd {
+        &mut self.crowd
+    }
+
     fn whereabouts(&self, id: ConnectionId) -> Option<Whereabouts> {
         let Client { pid, descriptor, name, .. } = *self.clients.get(&id)?;
         Some(Whereabouts { pid, descriptor, name })
@@ -395,25 +417,28 @@ impl Proxy for AppCommClient {
         self.resets.remember(id, reason);
         let service = self.clients.get(&id).map_or("", |client| &client.server.service);
         let told = Event::new("connection-reset").with("connection", id).with("service", service);
-        context.event(told.with("reason", format!("{reason:?}")));
+        self.tell(told.with("reason", format!("{reason:?}")), context);
     }
 
     fn report(&mut self, id: ConnectionId, event: EndEvent, context: &mut Context<'_>) {
         let Some(client) = self.clients.get_mut(&id) else { return };
-        let told = |what: &str| Event::new(what).with("connection", id).with("service", &client.server.service);
+        let service = client.server.service.clone();
+        let told = |what: &str| Event::new(what).with("connection", id).with("service", &service);
         match event {
             EndEvent::Established { .. } => self.established(id, context),
             EndEvent::Refused { errno } => self.refused(id, errno, context),
             EndEvent::Reconnecting { .. } => client.state = State::Recovering,
             EndEvent::Reconnected { replayed, .. } => {
-                context.event(told("connection-recovered").with("replayed_bytes", replayed));
                 client.state = State::Established;
+                self.tell(told("connection-recovered").with("replayed_bytes", replayed), context);
             }
-            EndEvent::LogOverflow { bytes } => context.event(told("replay-lost").with("log_bytes", bytes)),
-            EndEvent::ReplayGivenUp => context.event(told("replay-lost").with("reason", "a state of the connection that no new process can be given")),
-            EndEvent::ReplayRegained => context.event(told("replay-regained")),
-            EndEvent::MarkRefused(mark) => context.event(told("mark-refused").with("mark", format!("{mark:?}"))),
-            EndEvent::Diverged(how) => context.event(told("connection-diverged").with("how", format!("{how:?}"))),
+            EndEvent::LogOverflow { bytes } => self.tell(told("replay-lost").with("log_bytes", bytes), context),
+            EndEvent::ReplayGivenUp => {
+                self.tell(told("replay-lost").with("reason", "a state of the connection that no new process can be given"), context);
+            }
+            EndEvent::ReplayRegained => self.tell(told("replay-regained"), context),
+            EndEvent::MarkRefused(mark) => self.tell(told("mark-refused").with("mark", format!("{mark:?}")), context),
+            EndEvent::Diverged(how) => self.tell(told("connection-diverged").with("how", format!("{how:?}")), context),
             EndEvent::Finished => client.state = State::Finished,
             EndEvent::Reset(reason) => {
                 client.state = State::Reset;

@@ -39,7 +39,7 @@ use armor_proto::hookup::{Endpoint, Name, Reply, Request, Role, SERVER_SOCKET};
 use armor_proto::ids::{ConnectionId, Incarnation};
 use serde::Deserialize;
 
-use crate::endpoints::{Asked, HookupListener, Proxy, Remembered, get_option_for, how_ended, set_option_for};
+use crate::endpoints::{Asked, Crowd, HookupListener, LISTED, Proxy, ReadBuffer, Remembered, descriptors, get_option_for, how_ended, set_option_for};
 use crate::operations::{
     AppRegisterServer, AppUnregisterServer, AppcommAck, AppcommConnectReply, AppcommData, AppcommReplay, AppcommReplayConnect, AppcommReset,
     ApplicationSpec,
@@ -69,6 +69,7 @@ impl Default for Config {
 struct Application {
     spec: Rc<ApplicationSpec>,
     incarnation: Incarnation,
+    pid: u32,
     alive: bool,
     readiness: Readiness,
 }
@@ -87,6 +88,8 @@ pub struct AppCommServer {
     /// The last incarnation that was asked for of connections that are over here.
     over: Remembered<Incarnation>,
     timelines: Timelines,
+    crowd: Crowd,
+    buffer: ReadBuffer,
     next: u64,
 }
 
@@ -108,6 +111,8 @@ impl Element for AppCommServer {
             resets: Remembered::default(),
             over: Remembered::default(),
             timelines: Timelines::default(),
+            crowd: Crowd::default(),
+            buffer: ReadBuffer::default(),
             next: now_ms() << 20 ^ setup.armor.0,
         })
     }
@@ -132,6 +137,7 @@ impl Element for AppCommServer {
     }
 
     fn start(&mut self, context: &mut Context<'_>) -> Result<(), String> {
+        descriptors::take_all();
         let listener = HookupListener::bind(&self.socket).map_err(|error| format!("{}: {error}", self.socket.display()))?;
         listener.serve(self.config.allowed_uids.clone(), context, Self::asked);
         Ok(())
@@ -142,10 +148,12 @@ impl Element for AppCommServer {
     }
 
     fn status(&self) -> serde_json::Value {
-        let connections = self.servers.iter().map(|(&id, server)| {
+        let connections = self.servers.iter().take(LISTED).map(|(&id, server)| {
             server.status(id, self.services.get(&server.address).map_or(Incarnation(0), |service| service.incarnation))
         });
-        serde_json::json!({ "connections": connections.collect::<Vec<_>>(), "recoveries": self.timelines, "readiness": self.readiness_status() })
+        serde_json::json!({
+            "connections": connections.collect::<Vec<_>>(), "not_listed": self.servers.len().saturating_sub(LISTED), "recoveries": self.timelines, "readiness": self.readiness_status(),
+        })
     }
 }
 
@@ -166,14 +174,23 @@ impl AppCommServer {
             Request::Aborted { name, .. } => self.announced(ConnectionId(name.id), Announced::Aborted, context),
             Request::HowEnded { name } => asked.reply.send(&how_ended(&self.resets, ConnectionId(name.id)), None),
             Request::SetOption { name, level, option, value } => {
-                // Options that are set on an accepted socket do not change the listener's.
-                if let Some(server) = self.servers.get_mut(&ConnectionId(name.id)).filter(|_| name.role != Role::Listener) {
-                    server.own_holder();
-                }
-                asked.reply.send(&set_option_for(self.holder(name), *level, *option, value), None);
+                let connection = self.servers.get_mut(&ConnectionId(name.id)).filter(|_| name.role != Role::Listener);
+                let answer = match connection {
+                    Some(server) => server.options.set(name.family(), *level, *option, value),
+                    None => set_option_for(self.holder(name), *level, *option, value),
+                };
+                asked.reply.send(&answer, None);
             }
             Request::GetOption { name, level, option, length } => {
-                asked.reply.send(&get_option_for(self.holder(name), *level, *option, *length), None);
+                let connection = self.servers.get(&ConnectionId(name.id)).filter(|_| name.role != Role::Listener);
+                let answer = match connection {
+                    Some(server) => {
+                        let listener = self.services.get(&server.address).map(|service| &service.holder);
+                        server.options.get(name.family(), listener, *level, *option, *length)
+                    }
+                    None => get_option_for(self.holder(name), *level, *option, *length),
+                };
+                asked.reply.send(&answer, None);
             }
             Request::Connect { .. } => {
                 asked.reply.send(&Reply::Refused { reason: "this socket serves servers; clients ask at app_comm_client.sock".to_owned() }, None);
@@ -181,14 +198,11 @@ impl AppCommServer {
         }
     }
 
+    /// The TCP socket that answers for the options of a listener, or of a connection that asks a server whether it is ready.
     fn holder(&self, name: &Name) -> Option<&OwnedFd> {
         if name.role == Role::Listener {
             return self.services.get(&name.local.unmapped()).map(|service| &service.holder);
         }
-        let id = ConnectionId(name.id);
-        let Some(server) = self.servers.get(&id) else {
-            return self.applications.values().find_map(|application| application.readiness.holder(id));
-        };
-        server.holder.as_ref().or_else(|| self.services.get(&server.address).map(|service| &service.holder))
+        self.applications.values().find_map(|application| application.readiness.holder(ConnectionId(name.id)))
     }
 }

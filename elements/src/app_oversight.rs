@@ -20,6 +20,7 @@ use armor_proto::ids::{ArmorId, Incarnation};
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde::Deserialize;
 
+use crate::endpoints::descriptors;
 use crate::operations::{AppFailed, AppLaunch, AppLaunched, AppStarted, AppStop, AppStopped, ApplicationSpec, ApplicationState, ReadyQuestion};
 
 /// Most applications per ARMOR; one more is refused.
@@ -223,6 +224,7 @@ impl AppOversight {
             command.current_dir(directory);
         }
         command.stdin(Stdio::null()).stdout(output).stderr(errors).process_group(0);
+        descriptors::with_usual_limit(&mut command);
         let mut child = command.spawn().map_err(|error| format!("cannot start {:?}: {error}", spec.command[0]))?;
         let pid = child.id().unwrap_or(0);
         application.pid = pid;
@@ -231,7 +233,7 @@ impl AppOversight {
         application.state = ApplicationState::Running;
         let incarnation = application.incarnation;
         context.event(Event::new("application-started").with("service", name).with("pid", pid).with("incarnation", incarnation.0));
-        context.send_to(context.armor(), AppStarted { spec: application.spec.clone(), pid, incarnation });
+        context.send_to(context.armor(), AppStarted { spec: application.spec.clone(), pid, incarnation, started_at_ms: now_ms() });
         let handle = context.handle::<Self>();
         let name = name.to_owned();
         context.spawn(async move {

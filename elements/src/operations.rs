@@ -263,7 +263,7 @@ armor_proto::operations! { ELEMENT_OPERATIONS;
     /// It is stopped, or why not. Goes to the asker.
     0x0133 MSG_APP_STOPPED => pub struct AppStopped { name: String, error: String }
     /// A supervised application's process has started. Inside the overseer's ARMOR.
-    0x0134 MSG_APP_STARTED => pub struct AppStarted { spec: ApplicationSpec, pid: u32, incarnation: Incarnation }
+    0x0134 MSG_APP_STARTED => pub struct AppStarted { spec: ApplicationSpec, pid: u32, incarnation: Incarnation, started_at_ms: u64 }
     /// A supervised application's process has ended. Inside the overseer's ARMOR. `restarting` says whether it comes back.
     0x0135 MSG_APP_FAILED => pub struct AppFailed { name: String, pid: u32, incarnation: Incarnation, how: String, orderly: bool, restarting: bool, failed_at_ms: u64 }
     /// A server listens on an address (thesis §4.2.2), to APP_SERVER_DB.

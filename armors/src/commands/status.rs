@@ -125,6 +125,13 @@ fn connections(survey: &Survey) -> Table {
                 ["id", "address", "peer", "state", "sent", "received"].map(|key| text(&row[key]));
             table.row([id, end.to_owned(), found.name.clone(), service, address, peer, state, sent, received]);
         }
+        for found in &survey.armors {
+            if let Some(more @ 1..) = found.element(element)["not_listed"].as_u64() {
+                let mut row = [const { String::new() }; 9];
+                [row[0], row[1], row[2]] = [format!("{more} more"), end.to_owned(), found.name.clone()];
+                table.row(row);
+            }
+        }
     }
     table
 }
@@ -166,7 +173,7 @@ mod tests {
         let node = json!({ "kind": "daemon", "pid": 8, "elements": {
             "app_oversight": { "state": { "applications": [{ "name": "web", "state": "running", "pid": 9, "restarts": 1, "command": ["a", "b"] }] } },
             "APP_COMM_SERVER": { "state": {
-                "connections": [{ "id": "1", "address": "127.0.0.1:8080", "state": "flowing", "sent": 10 }],
+                "connections": [{ "id": "1", "address": "127.0.0.1:8080", "state": "flowing", "sent": 10 }], "not_listed": 3,
                 "recoveries": [{ "service": "web", "at_ms": 0, "flowing_ms": 19, "replayed_ms": 18, "reconnected_ms": 17, "ready_ms": 16,
                     "bound_ms": null, "restarted_ms": 9, "detected_ms": 1 }] } },
         } });
@@ -183,6 +190,7 @@ mod tests {
             "  web          node1  running  9    1         -            a b\n",
             "  web      127.0.0.1:8080  node1  -       2            -\n",
             "  1           server  node1  web      127.0.0.1:8080  -     flowing  10    -\n",
+            "  3 more      server  node1  -        -               -     -        -     -\n",
             "  web      1970-01-01T00:00:00.000Z  detected 1, restarted 9, ready 16, reconnected 17, replayed 18, flowing 19\n",
         ] {
             assert!(text.contains(expected), "{expected:?} is not in\n{text}");

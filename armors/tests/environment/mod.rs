@@ -25,10 +25,28 @@ impl Environment {
     }
 
     pub fn up_with(arguments: &[&str]) -> Environment {
-        let environment = Environment { directory: tempfile::Builder::new().prefix("armor-test-").tempdir().unwrap() };
-        let output = environment.armor(&["up"]).args(arguments).output().unwrap();
-        assert!(output.status.success(), "armor up: {}", text(&output));
+        let environment = Environment::new();
+        environment.came_up(environment.armor(&["up"]).args(arguments));
         environment
+    }
+
+    /// `armor up`, started by another program that is given the command line.
+    pub fn up_in(starter: &[&str]) -> Environment {
+        let environment = Environment::new();
+        let up = environment.armor(&["up"]);
+        let mut starting = Command::new(starter[0]);
+        starting.args(&starter[1..]).arg(up.get_program()).args(up.get_args()).stdin(Stdio::null());
+        environment.came_up(&mut starting);
+        environment
+    }
+
+    fn new() -> Environment {
+        Environment { directory: tempfile::Builder::new().prefix("armor-test-").tempdir().unwrap() }
+    }
+
+    fn came_up(&self, up: &mut Command) {
+        let output = up.output().unwrap();
+        assert!(output.status.success(), "armor up: {}", text(&output));
     }
 
     pub fn path(&self) -> &Path {

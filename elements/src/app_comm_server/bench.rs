@@ -20,6 +20,7 @@ use rustix::net::{AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, Recv
 
 use super::AppCommServer;
 use super::connections::Announced;
+use super::failures::Look;
 use crate::endpoints::{Asked, Proxy, Read, ReplyTo, policy};
 use crate::operations::{
     AppFailed, AppRegisterServer, AppServerRegistered, AppStarted, AppcommAck, AppcommConnectReply, AppcommData, AppcommReplay, AppcommReset,
@@ -115,7 +116,8 @@ impl Bench {
     }
 
     pub(super) fn started(&mut self, spec: &ApplicationSpec, incarnation: u32) {
-        let started = AppStarted { spec: spec.clone(), pid: 1, incarnation: Incarnation(incarnation) };
+        let started_at_ms = armor_core::events::now_ms();
+        let started = AppStarted { spec: spec.clone(), pid: std::process::id(), incarnation: Incarnation(incarnation), started_at_ms };
         self.call(|element, context| element.application_started(&started, context));
     }
 
@@ -227,9 +229,9 @@ impl Bench {
     }
 
     /// The time for a word about the end of a connection's stream is over.
-    pub(super) fn fate(&mut self, client: &Client) {
+    pub(super) fn fate(&mut self, client: &Client, look: Look) {
         let life = self.element.servers[&client.id].life;
-        self.call(|element, context| element.fate(client.id, life, context));
+        self.call(|element, context| element.fate(client.id, life, look, context));
     }
 
     pub(super) fn client(&mut self, served: &Served, recovery: Policy) -> Client {

@@ -1,20 +1,20 @@
 //! The server's ends of connections: connected to a server's listener, joined to the socket that its `accept` returns.
 
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use armor_core::context::Context;
 use armor_core::events::Event;
 use armor_proto::connection::{AckState, ConnectDecision, ConnectReply, Event as EndEvent, Reset, ResetReason, ServerEnd};
-use armor_proto::hookup::{Endpoint, IpFamily, Name, Role};
+use armor_proto::hookup::{Endpoint, Name, Role};
 use armor_proto::ids::{ArmorId, ConnectionId, Incarnation};
 use serde::Serialize;
 
 use super::AppCommServer;
+use super::failures::Look;
 use super::timelines::Step;
-use crate::endpoints::{ApplicationSocket, Ending, Port, Proxy, Read, connection_config, dial};
+use crate::endpoints::{AT_ONCE, ApplicationSocket, ConnectionOptions, Crowd, Ending, Port, Proxy, Read, ReadBuffer, connection_config, dial};
 use crate::operations::{AppcommConnectReply, AppcommReset, AppcommServerConnectRequest};
 
 /// Pause before a listener whose queue was full is dialled again.
@@ -38,13 +38,15 @@ pub(super) struct Server {
     pub(super) service: Rc<str>,
     /// Somebody starts the server again when it fails.
     pub(super) supervised: bool,
+    /// The life of the application that holds the socket, or held it last.
+    pub(super) process: Option<Incarnation>,
     pub(super) address: Endpoint,
     /// It is in the queue of its service.
     queued: bool,
     client: ArmorId,
     pub(super) name: Name,
-    /// Options set on this connection alone.
-    pub(super) holder: Option<OwnedFd>,
+    /// Options set on this connection alone: they do not change the listener's.
+    pub(super) options: ConnectionOptions,
     pub(super) state: State,
     /// End of file without announcement was seen: what the fate timer waits for.
     pub(super) limbo: Option<Ending>,
@@ -101,9 +103,9 @@ impl Server {
     /// these bytes again, and the client would miss them. Where it is replayed (`request`, `stream`) the next process says them
     /// again; then the end drops them as far as the client has not been given them, and they only cost the reading. And a process
     /// that had closed its connection before it died has ended it in order, under every policy, if its bytes are all read.
-    pub(super) fn lose_process(&mut self, how: Loss, now: Instant) {
+    pub(super) fn lose_process(&mut self, how: Loss, buffer: &mut ReadBuffer, now: Instant) {
         if self.port.socket.is_some() {
-            self.port.drain_dead(now);
+            self.port.drain_dead(buffer, now);
             match (self.announced.take(), how) {
                 (Some(Announced::Aborted), _) => self.port.end.app_reset(now),
                 (Some(Announced::Closed), _) | (None, Loss::Ended) => self.port.end.app_closed(now),
@@ -120,18 +122,6 @@ impl Server {
     /// It has no process and needs one: what its server has said is not all.
     pub(super) fn lacks_process(&self) -> bool {
         self.port.end.awaits_process() || self.port.end.needs_replay()
-    }
-
-    /// A TCP socket for options that are set on this connection alone.
-    pub(super) fn own_holder(&mut self) {
-        if self.holder.is_none() {
-            let family = match self.name.family() {
-                IpFamily::V4 => rustix::net::AddressFamily::INET,
-                IpFamily::V6 => rustix::net::AddressFamily::INET6,
-            };
-            let flags = rustix::net::SocketFlags::CLOEXEC;
-            self.holder = rustix::net::socket_with(family, rustix::net::SocketType::STREAM, flags, None).ok();
-        }
     }
 
     pub(super) fn status(&self, id: ConnectionId, incarnation: Incarnation) -> serde_json::Value {
@@ -159,7 +149,7 @@ impl AppCommServer {
         if !self.servers.contains_key(&id) {
             if self.servers.len() >= self.config.max_connections {
                 let told = Event::new("connect-refused").with("service", &service.name).with("reason", "max_connections");
-                context.event(told);
+                self.tell(told, context);
                 return refuse(asked, context);
             }
             if !self.is_ready(service) && !self.is_coming(service) {
@@ -176,11 +166,12 @@ impl AppCommServer {
             port: Port::new(ServerEnd::new(id, config, now)),
             service: service.name.as_str().into(),
             supervised: service.supervised,
+            process: None,
             address,
             queued: false,
             client: asked.client,
             name,
-            holder: None,
+            options: ConnectionOptions::default(),
             state: State::Waiting,
             limbo: None,
             announced: None,
@@ -188,7 +179,7 @@ impl AppCommServer {
         });
         server.client = asked.client;
         if server.port.end.replaces_process(&asked.request) {
-            server.lose_process(Loss::Failed, now);
+            server.lose_process(Loss::Failed, &mut self.buffer, now);
         }
         let needs_process = matches!(server.port.end.handle_connect_request(&asked.request, now), Ok(ConnectDecision::Attach));
         if needs_process {
@@ -215,36 +206,39 @@ impl AppCommServer {
 
     /// Connects who waits for a service, in the order in which they came, as long as it is ready and its listener's queue has room.
     pub(super) fn dial_waiting(&mut self, address: Endpoint, context: &mut Context<'_>) {
-        while let Some(service) = self.services.get(&address)
-            && self.is_ready(service)
-            && let Some(&id) = service.waiting.front()
-        {
-            let dialled = self.dial(id, address, context);
-            let Some(service) = self.services.get_mut(&address) else { return };
-            match dialled {
-                Dialled::Over => {
-                    service.waiting.pop_front();
-                    if let Some(server) = self.servers.get_mut(&id) {
-                        server.queued = false;
-                    }
-                }
-                Dialled::Later if service.dials_again => return,
-                Dialled::Later => {
-                    service.dials_again = true;
-                    let handle = context.handle::<Self>();
-                    context.spawn(async move {
-                        tokio::time::sleep(DIAL_AGAIN).await;
-                        handle.call(|element, context| {
-                            if let Some(service) = element.services.get_mut(&address) {
-                                service.dials_again = false;
-                            }
-                            element.dial_waiting(address, context);
-                        });
-                    });
-                    return;
-                }
+        for _ in 0..AT_ONCE {
+            let Some(service) = self.services.get(&address).filter(|service| self.is_ready(service)) else { return };
+            let Some(&id) = service.waiting.front() else { return };
+            if self.dial(id, address, context) == Dialled::Later {
+                return self.dial_again(address, Some(DIAL_AGAIN), context);
+            }
+            if let Some(service) = self.services.get_mut(&address) {
+                service.waiting.pop_front();
+            }
+            if let Some(server) = self.servers.get_mut(&id) {
+                server.queued = false;
             }
         }
+        self.dial_again(address, None, context);
+    }
+
+    /// The queue of a service is looked at again: after a pause, or when others have had a turn.
+    fn dial_again(&mut self, address: Endpoint, pause: Option<Duration>, context: &mut Context<'_>) {
+        let Some(service) = self.services.get_mut(&address).filter(|service| !service.dials_again) else { return };
+        service.dials_again = true;
+        let handle = context.handle::<Self>();
+        context.spawn(async move {
+            match pause {
+                Some(pause) => tokio::time::sleep(pause).await,
+                None => tokio::task::yield_now().await,
+            }
+            handle.call(|element, context| {
+                if let Some(service) = element.services.get_mut(&address) {
+                    service.dials_again = false;
+                }
+                element.dial_waiting(address, context);
+            });
+        });
     }
 
     /// Connects a connection's end to one of the server's listeners.
@@ -280,6 +274,7 @@ impl AppCommServer {
             return Dialled::Over;
         }
         server.port.attach(socket);
+        server.process = self.applications.get(&*server.service).map(|application| application.incarnation);
         server.state = State::Established;
         server.life += 1;
         let (life, handle) = (server.life, context.handle::<Self>());
@@ -291,7 +286,7 @@ impl AppCommServer {
     pub(super) fn readable(&mut self, id: ConnectionId, life: u32, context: &mut Context<'_>) -> Read {
         let now = Instant::now();
         let Some(server) = self.servers.get_mut(&id).filter(|server| server.life == life) else { return Read::Finished };
-        let (read, ending) = server.port.read(now);
+        let (read, ending) = server.port.read(&mut self.buffer, now);
         match (ending, server.announced) {
             (Some(Ending::Half), _) => {
                 server.port.read_done = true;
@@ -302,11 +297,7 @@ impl AppCommServer {
             (Some(ending), None) => {
                 server.limbo = Some(ending);
                 server.port.end.app_broke(now);
-                let (patience, handle) = (Duration::from_millis(self.config.fate_ms), context.handle::<Self>());
-                context.spawn(async move {
-                    tokio::time::sleep(patience).await;
-                    handle.call(|element, context| element.fate(id, life, context));
-                });
+                self.await_fate(id, life, Look::First, context);
             }
             (None, _) => {}
         }
@@ -320,7 +311,7 @@ impl AppCommServer {
         let Some(server) = self.servers.get_mut(&id) else { return };
         let (read, ending) = match server.limbo {
             Some(ending) => (Read::Finished, Some(ending)),
-            None => server.port.read_all(now),
+            None => server.port.read_all(&mut self.buffer, now),
         };
         if read == Read::Paused {
             // The end of the stream lies behind bytes for which there is no room yet.
@@ -344,6 +335,10 @@ impl Proxy for AppCommServer {
         self.servers.get(&id).map_or(ArmorId::NONE, |server| server.client)
     }
 
+    fn crowd(&mut self) -> &mut Crowd {
+        &mut self.crowd
+    }
+
     fn was_reset(&mut self, id: ConnectionId, reason: ResetReason, _: &mut Context<'_>) {
         self.resets.remember(id, reason);
         if let Some(server) = self.servers.get_mut(&id) {
@@ -353,23 +348,23 @@ impl Proxy for AppCommServer {
 
     fn report(&mut self, id: ConnectionId, event: EndEvent, context: &mut Context<'_>) {
         let Some(server) = self.servers.get_mut(&id) else { return };
-        let service = &server.service;
-        let told = |what: &str| Event::new(what).with("connection", id).with("service", service);
+        let service = Rc::clone(&server.service);
+        let told = |what: &str| Event::new(what).with("connection", id).with("service", &service);
         match event {
             EndEvent::Diverged(how) => {
-                context.event(told("connection-diverged").with("how", format!("{how:?}")));
-                self.timelines.reached(service, Step::Flowing);
+                self.timelines.reached(&service, Step::Flowing);
+                self.tell(told("connection-diverged").with("how", format!("{how:?}")), context);
             }
             EndEvent::Recovered { regenerated } => {
-                context.event(told("stream-flows").with("regenerated_bytes", regenerated));
-                self.timelines.reached(service, Step::Flowing);
+                self.timelines.reached(&service, Step::Flowing);
+                self.tell(told("stream-flows").with("regenerated_bytes", regenerated), context);
             }
-            EndEvent::Reconnected { .. } => self.timelines.reached(service, Step::Reconnected),
-            EndEvent::Replayed => self.timelines.reached(service, Step::Replayed),
+            EndEvent::Reconnected { .. } => self.timelines.reached(&service, Step::Reconnected),
+            EndEvent::Replayed => self.timelines.reached(&service, Step::Replayed),
             EndEvent::Finished => server.state = State::Finished,
             EndEvent::Reset(reason) => {
                 server.state = State::Reset;
-                context.event(told("connection-reset").with("reason", format!("{reason:?}")));
+                self.tell(told("connection-reset").with("reason", format!("{reason:?}")), context);
             }
             EndEvent::Drained => {
                 if let Some(mut server) = self.servers.remove(&id) {
@@ -419,6 +414,7 @@ mod tests {
     use super::*;
     use crate::operations::Policy;
     use armor_proto::connection::AppAction;
+    use std::os::fd::OwnedFd;
 
     /// A server that nobody supervises, and a client that has asked it something.
     fn asked(policy: Policy) -> (Bench, Served, Client, OwnedFd) {
@@ -539,7 +535,7 @@ mod tests {
         let (mut bench, served, mut client, _old) = asked(Policy::Request);
         bench.call(|element, context| {
             if let Some(server) = element.servers.get_mut(&client.id()) {
-                server.lose_process(Loss::Failed, Instant::now());
+                server.lose_process(Loss::Failed, &mut element.buffer, Instant::now());
             }
             element.turn(client.id(), Instant::now(), context);
         });

@@ -3,7 +3,7 @@
 //! Invariant: end of file is never taken for a close unless the close was announced or the process's fate says so.
 
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use armor_core::context::Context;
 use armor_core::events::Event;
@@ -14,15 +14,27 @@ use super::connections::{Loss, Server};
 use super::readiness::Readiness;
 use super::timelines::Step;
 use super::{AppCommServer, Application};
-use crate::endpoints::{Ending, Proxy};
+use crate::endpoints::{AT_ONCE, Ending, Proxy, is_exiting};
 use crate::operations::{AppFailed, AppStarted};
+
+/// How many times longer than for a word a connection waits for the end of a process that is dying.
+const DYING: u32 = 20;
+
+/// Which look at a process whose connection has ended without a word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Look {
+    /// It may be on its way out: the kernel closes the sockets of a process first, one after the other.
+    First,
+    /// It has had the time for that.
+    Last,
+}
 
 impl AppCommServer {
     pub(super) fn application_started(&mut self, started: &AppStarted, _: &mut Context<'_>) {
         let (spec, incarnation) = (Rc::new(started.spec.clone()), started.incarnation);
-        self.timelines.reached(&spec.name, Step::Restarted);
+        self.timelines.reached_at(&spec.name, Step::Restarted, started.started_at_ms);
         let (name, readiness) = (spec.name.clone(), Readiness::of(&spec));
-        self.applications.insert(name, Application { spec, incarnation, alive: true, readiness });
+        self.applications.insert(name, Application { spec, incarnation, pid: started.pid, alive: true, readiness });
     }
 
     pub(super) fn application_failed(&mut self, failed: &AppFailed, context: &mut Context<'_>) {
@@ -34,6 +46,7 @@ impl AppCommServer {
         let addresses = self.addresses_of(&failed.name);
         // By name: a server may have closed its listener and still serve those that it has.
         let connections = self.connections_where(|server| server.supervised && *server.service == *failed.name);
+        let connections: Vec<_> = connections.into_iter().filter_map(|id| Some((id, self.servers.get(&id)?.life))).collect();
         if failed.restarting && !(addresses.is_empty() && connections.is_empty()) {
             self.timelines.begin(&failed.name, failed.incarnation.0 + 1, failed.failed_at_ms);
         }
@@ -43,24 +56,46 @@ impl AppCommServer {
                 service.recovering = failed.restarting;
             }
         }
-        let now = Instant::now();
-        for id in connections {
-            self.lost(id, if failed.orderly && !failed.restarting { Loss::Ended } else { Loss::Failed }, now, context);
-            if !failed.restarting && self.servers.get(&id).is_some_and(Server::lacks_process) {
-                let reason = if failed.orderly { ResetReason::ServerGone } else { ResetReason::RestartLimit };
-                self.give_up(id, reason, context);
-            }
-        }
+        let (how, given_up) = match (failed.restarting, failed.orderly) {
+            (true, _) => (Loss::Failed, None),
+            (false, true) => (Loss::Ended, Some(ResetReason::ServerGone)),
+            (false, false) => (Loss::Failed, Some(ResetReason::RestartLimit)),
+        };
+        self.lose_some(connections, how, given_up, context);
         if !failed.restarting {
             addresses.into_iter().for_each(|address| self.unregister(address, context));
             self.applications.remove(&failed.name);
         }
     }
 
+    /// The process behind connections is gone, in the lives that their sockets have. Those that need one are given up when none comes.
+    /// Others have a turn before the rest.
+    fn lose_some(&mut self, mut lost: Vec<(ConnectionId, u32)>, how: Loss, given_up: Option<ResetReason>, context: &mut Context<'_>) {
+        let rest = lost.split_off(lost.len().min(AT_ONCE));
+        let now = Instant::now();
+        for (id, life) in lost {
+            if self.servers.get(&id).is_some_and(|server| server.life == life) {
+                self.lost(id, how, now, context);
+            }
+            if let Some(reason) = given_up
+                && self.servers.get(&id).is_some_and(Server::lacks_process)
+            {
+                self.give_up(id, reason, context);
+            }
+        }
+        if !rest.is_empty() {
+            let handle = context.handle::<Self>();
+            context.spawn(async move {
+                tokio::task::yield_now().await;
+                handle.call(|element, context| element.lose_some(rest, how, given_up, context));
+            });
+        }
+    }
+
     /// The process behind a connection is gone.
     fn lost(&mut self, id: ConnectionId, how: Loss, now: Instant, context: &mut Context<'_>) {
         if let Some(server) = self.servers.get_mut(&id) {
-            server.lose_process(how, now);
+            server.lose_process(how, &mut self.buffer, now);
             self.turn(id, now, context);
         }
     }
@@ -69,15 +104,26 @@ impl AppCommServer {
         self.with(id, context, |port, now| port.end.abort(reason, now));
     }
 
-    /// A stream ended without a word, and the time for one is over.
-    pub(super) fn fate(&mut self, id: ConnectionId, life: u32, context: &mut Context<'_>) {
+    /// A stream has ended without a word: what became of the process decides, in a while.
+    pub(super) fn await_fate(&mut self, id: ConnectionId, life: u32, look: Look, context: &mut Context<'_>) {
+        let pause = Duration::from_millis(self.config.fate_ms) * if look == Look::First { 1 } else { DYING };
+        let handle = context.handle::<Self>();
+        context.spawn(async move {
+            tokio::time::sleep(pause).await;
+            handle.call(|element, context| element.fate(id, life, look, context));
+        });
+    }
+
+    /// The time for a word about the end of a stream is over.
+    pub(super) fn fate(&mut self, id: ConnectionId, life: u32, look: Look, context: &mut Context<'_>) {
         let now = Instant::now();
         let Some(server) = self.servers.get_mut(&id).filter(|server| server.life == life) else { return };
-        let Some(ending) = server.limbo.take() else { return };
+        let Some(ending) = server.limbo else { return };
         let service = Rc::clone(&server.service);
-        match self.applications.get(&*service).filter(|_| server.supervised) {
+        match self.applications.get(&*service) {
             // Nobody will start it again: end as TCP would.
-            None => {
+            _ if !server.supervised => {
+                server.limbo = None;
                 server.port.read_done = true;
                 match ending {
                     Ending::Reset => server.port.end.app_reset(now),
@@ -85,18 +131,20 @@ impl AppCommServer {
                 }
                 self.turn(id, now, context);
             }
+            // The service has failed, ended, or is about to. Its connections are dealt with when the overseer says how.
+            None => {}
+            Some(application) if !application.alive || server.process != Some(application.incarnation) => {}
+            Some(application) if look == Look::First && is_exiting(application.pid) => self.await_fate(id, life, Look::Last, context),
             // The service lives, the process that held this connection does not: another one takes it over. Where the server
             // has closed its listener there is none; then it waits, within its deadline, for what becomes of the service.
-            Some(application) if application.alive => {
-                context.event(Event::new("worker-failed").with("service", &service).with("connection", id));
+            Some(_) => {
                 let address = server.address;
+                self.tell(Event::new("worker-failed").with("service", &service).with("connection", id), context);
                 self.lost(id, Loss::Failed, now, context);
                 if self.services.contains_key(&address) {
                     self.with(id, context, |port, now| port.end.ask_replay(now));
                 }
             }
-            // It is being started again.
-            Some(_) => self.lost(id, Loss::Failed, now, context),
         }
     }
 }
@@ -158,12 +206,31 @@ mod tests {
     async fn a_dead_worker_s_connection_goes_to_another_one() {
         let (mut bench, served, mut client, socket) = answered();
         dies(&mut bench, &client, socket);
-        bench.fate(&client);
+        bench.fate(&client, Look::First);
         assert_eq!(bench.told("worker-failed").len(), 1);
         bench.exchange(&mut client);
         let other = served.accept().unwrap();
         bench.exchange(&mut client);
         assert_eq!(read(&other), b"question");
+    }
+
+    #[tokio::test]
+    async fn a_process_that_is_still_dying_is_not_taken_for_a_living_service_but_not_waited_for_without_end() {
+        let (mut bench, served, mut client, socket) = answered();
+        let mut dying = std::process::Command::new("true").spawn().unwrap();
+        while !is_exiting(dying.id()) {
+            std::thread::yield_now();
+        }
+        if let Some(application) = bench.element.applications.get_mut("web") {
+            application.pid = dying.id();
+        }
+        dies(&mut bench, &client, socket);
+        bench.fate(&client, Look::First);
+        assert!(bench.told("worker-failed").is_empty());
+        bench.fate(&client, Look::Last);
+        bench.exchange(&mut client);
+        assert!(bench.told("worker-failed").len() == 1 && served.accept().is_some());
+        dying.wait().unwrap();
     }
 
     #[tokio::test]
@@ -173,11 +240,21 @@ mod tests {
         let port = served.address.port;
         drop(served);
         bench.failed(&web(), 1, true);
-        bench.fate(&client);
+        bench.fate(&client, Look::First);
         assert_eq!(bench.state(&client).as_deref(), Some("waiting"));
         assert!(bench.told("worker-failed").is_empty());
         let _socket = comes_back(&mut bench, port, &mut client);
         assert_eq!(client.heard, b"one two");
+    }
+
+    #[tokio::test]
+    async fn a_connection_of_an_earlier_life_is_not_judged_by_the_next_one() {
+        let (mut bench, _served, client, socket) = answered();
+        dies(&mut bench, &client, socket);
+        // The next life runs already, and what the failure means for this connection is yet to be carried out.
+        bench.started(&web(), 2);
+        bench.fate(&client, Look::First);
+        assert!(bench.told("worker-failed").is_empty());
     }
 
     #[tokio::test]
@@ -230,7 +307,7 @@ mod tests {
             dies(&mut bench, &client, socket);
             if time_is_over {
                 // A busy machine: the end of the stream is known long before the end of the process.
-                bench.fate(&client);
+                bench.fate(&client, Look::First);
             }
             bench.failed(&web(), 1, true);
             let _socket = comes_back(&mut bench, port, &mut client);
@@ -257,8 +334,8 @@ mod tests {
         let socket = served.accept().unwrap();
         bench.close(served);
         dies(&mut bench, &client, socket);
-        bench.fate(&client);
-        let give_up = Instant::now() + std::time::Duration::from_secs(10);
+        bench.fate(&client, Look::First);
+        let give_up = Instant::now() + Duration::from_secs(10);
         while client.actions.is_empty() && Instant::now() < give_up {
             bench.call(|element, context| element.time_is_up(client.id(), context));
             bench.exchange(&mut client);

@@ -216,11 +216,10 @@ fn client_of(served: Endpoint, id: ConnectionId) -> io::Result<(Name, OwnedFd)> 
 mod tests {
     use super::super::bench::{Bench, Client, Served, application, peer_name, read, write};
     use super::*;
-    use crate::endpoints::{Reading, Want};
+    use crate::endpoints::{ReadBuffer, Reading, Want};
     use crate::operations::Policy;
     use armor_proto::connection::Event as EndEvent;
     use armor_core::element::Element;
-    use bytes::BytesMut;
     use serde_json::json;
 
     fn redis() -> ApplicationSpec {
@@ -243,7 +242,7 @@ mod tests {
         assert_eq!((name.role, name.local, name.peer.ip), (Role::Server, served.address, served.address.ip));
         assert!(name.peer.port != 0 && bench.element.holder(&name).is_some(), "options can be set on it");
         write(&accepted, answer);
-        let Reading::Bytes(heard, _) = socket.hear(&mut BytesMut::new()).await else { panic!("it answers") };
+        let Reading::Bytes(heard, _) = socket.hear(&mut ReadBuffer::default()).await else { panic!("it answers") };
         probe.heard(&heard);
         let Want::Report(outcome) = probe.poll(Instant::now()) else { panic!("it has heard enough") };
         let next = bench.call(|element, context| element.answered("cache", Incarnation(life), &probe, outcome, context));

@@ -44,6 +44,9 @@ struct Timeline {
     /// Milliseconds after that.
     #[serde(flatten)]
     steps: BTreeMap<Step, u64>,
+    /// A stream without anything to be said again flows, and its client's bytes are still being written.
+    #[serde(skip)]
+    flows: bool,
 }
 
 /// The last recoveries of this ARMOR's services.
@@ -59,15 +62,27 @@ impl Timelines {
         if self.recoveries.len() >= KEPT {
             self.recoveries.pop_front();
         }
-        self.recoveries.push_back(Timeline { service: service.to_owned(), incarnation, at_ms, steps: BTreeMap::new() });
+        self.recoveries.push_back(Timeline { service: service.to_owned(), incarnation, at_ms, steps: BTreeMap::new(), flows: false });
         self.reached(service, Step::Detected);
     }
 
     /// The last recovery of a service has come to a step now. The first to reach it counts.
     pub(super) fn reached(&mut self, service: &str, step: Step) {
+        self.reached_at(service, step, now_ms());
+    }
+
+    /// The same, then, in milliseconds since 1970.
+    pub(super) fn reached_at(&mut self, service: &str, step: Step, at_ms: u64) {
         if let Some(timeline) = self.recoveries.iter_mut().rev().find(|timeline| timeline.service == service) {
-            let after = now_ms().saturating_sub(timeline.at_ms);
-            timeline.steps.entry(step).or_insert(after);
+            let before = timeline.steps.range(..step).next_back().map_or(0, |(_, &after)| after);
+            let after = at_ms.saturating_sub(timeline.at_ms).max(before);
+            timeline.flows |= step == Step::Flowing;
+            if step != Step::Flowing {
+                timeline.steps.entry(step).or_insert(after);
+            }
+            if timeline.flows && timeline.steps.contains_key(&Step::Replayed) {
+                timeline.steps.entry(Step::Flowing).or_insert(after);
+            }
         }
     }
 }
@@ -81,14 +96,18 @@ mod tests {
         let mut timelines = Timelines::default();
         timelines.begin("web", 2, now_ms());
         timelines.begin("other", 2, 0);
+        timelines.reached_at("other", Step::Restarted, 1);
         timelines.recoveries[0].steps.insert(Step::Bound, 7);
         timelines.reached("web", Step::Bound);
         timelines.reached("web", Step::Flowing);
+        assert!(serde_json::json!(timelines)[0]["flowing_ms"].is_null(), "not before its client's bytes are written again");
+        timelines.reached("web", Step::Replayed);
         timelines.reached("nobody", Step::Flowing);
         let status = serde_json::json!(timelines);
         assert_eq!((status[0]["bound_ms"].as_u64(), status[0]["reconnected_ms"].as_u64()), (Some(7), None));
         assert!(status[0]["detected_ms"].is_u64() && status[0]["flowing_ms"].is_u64(), "{status}");
         assert!(status[1]["flowing_ms"].is_null(), "{status}");
+        assert_eq!(status[1]["restarted_ms"], status[1]["detected_ms"], "a step that is told late is not before the one before");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use tokio::io::unix::AsyncFd;
@@ -36,6 +36,34 @@ pub enum Ending {
     Gone,
     /// Gone, with bytes unread.
     Reset,
+}
+
+/// Where reads go. One for all connections of an element: what is read is copied out when it is little, so that many connections
+/// that say little take little memory, and taken out when it is much.
+#[derive(Debug, Default)]
+pub struct ReadBuffer {
+    bytes: Vec<u8>,
+}
+
+impl ReadBuffer {
+    /// From this many bytes on they are not copied.
+    const MUCH: usize = READ_SIZE / 2;
+
+    fn room(&mut self) -> &mut [u8] {
+        if self.bytes.is_empty() {
+            self.bytes = vec![0; READ_SIZE];
+        }
+        &mut self.bytes
+    }
+
+    fn take(&mut self, length: usize) -> Bytes {
+        if length < Self::MUCH {
+            return Bytes::copy_from_slice(&self.bytes[..length]);
+        }
+        let mut bytes = std::mem::take(&mut self.bytes);
+        bytes.truncate(length);
+        bytes.into()
+    }
 }
 
 /// The socket.
@@ -97,21 +125,12 @@ impl ApplicationSocket {
 
     /// Reads up to `most` bytes.
     #[must_use]
-    pub fn read(&self, buffer: &mut BytesMut, most: usize) -> Reading {
+    pub fn read(&self, buffer: &mut ReadBuffer, most: usize) -> Reading {
         let most = most.min(READ_SIZE);
-        if buffer.capacity() < most.min(16 * 1024) {
-            *buffer = BytesMut::with_capacity(READ_SIZE);
-        }
-        let most = most.min(buffer.capacity());
-        buffer.resize(most, 0);
         loop {
-            return match rustix::io::read(self.socket.get_ref(), &mut buffer[..most]) {
+            return match rustix::io::read(self.socket.get_ref(), &mut buffer.room()[..most]) {
                 Ok(0) => Reading::Ended(if self.hung_up() { Ending::Gone } else { Ending::Half }),
-                Ok(length) => {
-                    let bytes = buffer.split_to(length).freeze();
-                    buffer.clear();
-                    Reading::Bytes(bytes, length == most)
-                }
+                Ok(length) => Reading::Bytes(buffer.take(length), length == most),
                 Err(Errno::AGAIN) => Reading::Empty,
                 Err(Errno::INTR) => continue,
                 Err(Errno::CONNRESET) => Reading::Ended(Ending::Reset),
@@ -121,7 +140,7 @@ impl ApplicationSocket {
     }
 
     /// Waits until there is something to read, and reads it.
-    pub async fn hear(&self, buffer: &mut BytesMut) -> Reading {
+    pub async fn hear(&self, buffer: &mut ReadBuffer) -> Reading {
         loop {
             let Ok(mut ready) = self.socket.readable().await else { return Reading::Ended(Ending::Gone) };
             match self.read(buffer, READ_SIZE) {
@@ -227,5 +246,33 @@ impl Watch {
                 ready.clear_ready();
             }
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic)]
+mod tests {
+    use super::*;
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+    #[tokio::test]
+    async fn little_and_much_are_read_with_one_buffer_and_never_more_than_may_be() {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let (own, application) = socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap();
+        let socket = ApplicationSocket::new(own).unwrap();
+        let mut buffer = ReadBuffer::default();
+        let mut read = |most| match socket.read(&mut buffer, most) {
+            Reading::Bytes(bytes, more) => (bytes, more),
+            other => panic!("{other:?}"),
+        };
+        let said: Vec<u8> = (0..100_000u32).map(|number| number as u8).collect();
+        assert_eq!(rustix::io::write(&application, &said), Ok(100_000));
+        let (first, more) = read(3);
+        assert_eq!((&first[..], more), (&said[..3], true));
+        let (second, more) = read(usize::MAX);
+        assert!(second[..] == said[3..] && !more);
+        rustix::io::write(&application, b"little").unwrap();
+        assert_eq!(read(usize::MAX).0, "little");
+        assert!(first[..] == said[..3] && second[..] == said[3..], "what was read stays as it was");
     }
 }

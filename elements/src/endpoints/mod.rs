@@ -2,6 +2,8 @@
 //! (thesis §4.2: the named pipes), in today's form.
 
 mod application_socket;
+mod crowd;
+pub mod descriptors;
 mod hookup_listener;
 mod named_sockets;
 mod port;
@@ -15,19 +17,27 @@ mod socket_options;
 mod unread_byte;
 mod watched;
 
-pub use application_socket::{ApplicationSocket, Ending, Read, Reading, Watch};
+pub use application_socket::{ApplicationSocket, Ending, Read, ReadBuffer, Reading, Watch};
+pub use crowd::Crowd;
 pub use hookup_listener::{Asked, HookupListener, ReplyTo};
 pub use named_sockets::{ClientPair, Pending, client_pair, dial, listener_is_gone, source_address_for};
 pub use port::{End, Port, Turn};
 pub use probe::{Next, Outcome, Probe, Want, ask};
-pub use process_fate::watch_process;
+pub use process_fate::{is_exiting, watch_process};
 pub use proxy::{Proxy, how_ended};
 pub use remembered::Remembered;
 pub use server_table::ServerTable;
 pub use settings::{connection_config, policy};
 pub(crate) use socket_options::let_bind_choose_a_port;
-pub use socket_options::{get_option_for, set_option_for};
+pub use socket_options::{ConnectionOptions, get_option_for, set_option_for};
 pub use unread_byte::Whereabouts;
 
 /// Reads of an application's socket are made into buffers of this size.
 pub const READ_SIZE: usize = 128 * 1024;
+
+/// Most connections that `armor status` lists of an element: all of them might not fit into one message.
+pub const LISTED: usize = 1000;
+
+/// Most connections that an element deals with at once when something happens to all of a service's. Then others have a turn, so that
+/// heartbeats are answered meanwhile.
+pub const AT_ONCE: usize = 256;

@@ -8,9 +8,9 @@ use std::time::Instant;
 use armor_proto::connection::{
     Ack, AppAction, ClientEnd, Data, Direction, Event as EndEvent, ProtocolError, Record, Reset, ResetReason, ServerEnd,
 };
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
-use super::application_socket::{ApplicationSocket, Ending, Read, Reading};
+use super::application_socket::{ApplicationSocket, Ending, Read, ReadBuffer, Reading};
 use super::unread_byte::Whereabouts;
 
 /// Most reads from one application before others have a turn.
@@ -147,7 +147,6 @@ pub struct Port<E> {
     pub socket: Option<ApplicationSocket>,
     /// The stream from the application has ended; nothing is read any more.
     pub read_done: bool,
-    buffer: BytesMut,
     blocked: bool,
     paused: bool,
     armed: Option<Instant>,
@@ -160,17 +159,7 @@ pub struct Port<E> {
 impl<E: End> Port<E> {
     /// An end that has no socket yet.
     pub fn new(end: E) -> Port<E> {
-        Port {
-            end,
-            socket: None,
-            read_done: false,
-            buffer: BytesMut::new(),
-            blocked: false,
-            paused: false,
-            armed: None,
-            read_bytes: 0,
-            written_bytes: 0,
-        }
+        Port { end, socket: None, read_done: false, blocked: false, paused: false, armed: None, read_bytes: 0, written_bytes: 0 }
     }
 
     /// Joins a socket to the end.
@@ -196,7 +185,7 @@ impl<E: End> Port<E> {
     }
 
     /// Reads what the application has written. The ending is the element's to judge.
-    pub fn read(&mut self, now: Instant) -> (Read, Option<Ending>) {
+    pub fn read(&mut self, buffer: &mut ReadBuffer, now: Instant) -> (Read, Option<Ending>) {
         let Some(socket) = self.socket.as_ref().filter(|_| !self.read_done) else { return (Read::Finished, None) };
         for _ in 0..READS_PER_TURN {
             let room = self.end.read_capacity();
@@ -204,7 +193,7 @@ impl<E: End> Port<E> {
                 self.paused = true;
                 return (Read::Paused, None);
             }
-            match socket.read(&mut self.buffer, room) {
+            match socket.read(buffer, room) {
                 Reading::Bytes(bytes, more) => {
                     self.read_bytes += bytes.len() as u64;
                     self.end.app_read(bytes, now);
@@ -220,13 +209,13 @@ impl<E: End> Port<E> {
     }
 
     /// Reads what is there now, to the last byte or to the end of the stream, as far as there is room.
-    pub fn read_all(&mut self, now: Instant) -> (Read, Option<Ending>) {
+    pub fn read_all(&mut self, buffer: &mut ReadBuffer, now: Instant) -> (Read, Option<Ending>) {
         while let Some(socket) = self.socket.as_ref().filter(|_| !self.read_done) {
             let room = self.end.read_capacity();
             if room == 0 {
                 return (Read::Paused, None);
             }
-            match socket.read(&mut self.buffer, room) {
+            match socket.read(buffer, room) {
                 Reading::Bytes(bytes, _) => {
                     self.read_bytes += bytes.len() as u64;
                     self.end.app_read(bytes, now);
@@ -239,10 +228,10 @@ impl<E: End> Port<E> {
     }
 
     /// Reads all that is left in the socket of a process that has died, window or not.
-    pub fn drain_dead(&mut self, now: Instant) {
+    pub fn drain_dead(&mut self, buffer: &mut ReadBuffer, now: Instant) {
         let Some(socket) = self.socket.take() else { return };
         while !self.read_done
-            && let Reading::Bytes(bytes, _) = socket.read(&mut self.buffer, super::READ_SIZE)
+            && let Reading::Bytes(bytes, _) = socket.read(buffer, super::READ_SIZE)
         {
             self.read_bytes += bytes.len() as u64;
             self.end.app_read(bytes, now);

@@ -9,9 +9,7 @@
 use std::io::{self, IoSlice};
 use std::time::{Duration, Instant};
 
-use bytes::BytesMut;
-
-use super::application_socket::{ApplicationSocket, Reading};
+use super::application_socket::{ApplicationSocket, ReadBuffer, Reading};
 use crate::operations::ReadyQuestion;
 
 /// Bytes of an unexpected answer that are kept for people.
@@ -169,7 +167,7 @@ pub async fn ask(
     mut report: impl FnMut(&Probe, Outcome) -> Next,
 ) {
     let mut connection: Option<ApplicationSocket> = None;
-    let mut buffer = BytesMut::new();
+    let mut buffer = ReadBuffer::default();
     loop {
         match probe.poll(Instant::now()) {
             Want::Rest(until) => tokio::time::sleep_until(until.into()).await,

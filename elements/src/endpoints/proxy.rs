@@ -7,12 +7,14 @@ use std::time::Instant;
 
 use armor_core::context::Context;
 use armor_core::element::Element;
+use armor_core::events::Event;
 use armor_proto::connection::{ConnectRequest, Event as EndEvent, Record, Reset, ResetReason};
 use armor_proto::hookup::Reply;
 use armor_proto::ids::{ArmorId, ConnectionId};
 use armor_proto::message::Message;
 use bytes::Bytes;
 
+use super::crowd::{self, Crowd};
 use super::port::{End, Port, Turn};
 use super::remembered::Remembered;
 use super::unread_byte::Whereabouts;
@@ -54,6 +56,26 @@ pub trait Proxy: Element {
 
     /// The end reports something.
     fn report(&mut self, id: ConnectionId, event: EndEvent, context: &mut Context<'_>);
+
+    /// Events of connections that come in crowds.
+    fn crowd(&mut self) -> &mut Crowd;
+
+    /// Tells an event of a connection: now, or together with others when there are many.
+    fn tell(&mut self, event: Event, context: &mut Context<'_>) {
+        let crowd = self.crowd();
+        if crowd.is_empty() {
+            let handle = context.handle::<Self>();
+            context.spawn(async move {
+                tokio::time::sleep(crowd::WHILE).await;
+                handle.call(|element, context| {
+                    element.crowd().others().into_iter().for_each(|event| context.event(event));
+                });
+            });
+        }
+        if let Some(event) = crowd.joined(event) {
+            context.event(event);
+        }
+    }
 
     /// Does something to a connection, then lets its end act. False when there is no such connection.
     fn with(&mut self, id: ConnectionId, context: &mut Context<'_>, work: impl FnOnce(&mut Port<Self::End>, Instant)) -> bool {

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 use tokio::process::{Child, Command};
 
+use crate::endpoints::descriptors;
+
 /// Whether an ARMOR begins anew.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Launch {
@@ -63,6 +65,8 @@ pub fn launch(program: &Path, composition: &str, name: &str, directory: &Path, d
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).kill_on_drop(true);
     // Ctrl-C at the daemon's terminal is the daemon's to handle.
     command.process_group(0);
+    // It takes more for itself, and has to know what is usual for its applications.
+    descriptors::with_usual_limit(&mut command);
     command.spawn()
 }
 
