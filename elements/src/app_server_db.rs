@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use crate::endpoints::ServerTable;
 use crate::operations::{
     AppClientConnected, AppLookupServerInfo, AppRegisterServer, AppServerInfo, AppServerRegistered, AppServerSubscribe, AppServerTable,
-    AppServerTableAck, AppUnregisterServer, ClientRow, DaemonRegister, ServerRow,
+    AppServerTableAck, AppUnregisterServer, DaemonRegister, ServerRow,
 };
 
 /// Configuration.
@@ -138,7 +138,7 @@ impl AppServerDb {
         let mut row = asked.row.clone();
         row.address = row.address.unmapped();
         let mut answer =
-            AppServerRegistered { address: asked.row.address, request: asked.request, errno: 0, incarnation: row.incarnation, clients: Vec::new() };
+            AppServerRegistered { address: asked.row.address, request: asked.request, errno: 0, incarnation: row.incarnation, clients: BTreeMap::new() };
         let full = self.state.servers.len() >= self.config.max_servers;
         match self.state.servers.get_mut(&row.address) {
             Some(known) if known.row.service != row.service => answer.errno = libc::EADDRINUSE,
@@ -147,11 +147,13 @@ impl AppServerDb {
             Some(known) => {
                 row.incarnation = Incarnation(row.incarnation.0.max(known.row.incarnation.0 + 1));
                 answer.incarnation = row.incarnation;
-                answer.clients = known.clients.iter().map(|(&connection, &armor)| ClientRow { connection, armor }).collect();
+                for (&connection, &armor) in &known.clients {
+                    answer.clients.entry(armor).or_default().push(connection);
+                }
                 let recovered = Event::new("server-recognised")
                     .with("service", &row.service)
                     .with("incarnation", row.incarnation.0)
-                    .with("clients", answer.clients.len());
+                    .with("clients", known.clients.len());
                 context.event(recovered);
                 known.row = row;
             }
@@ -252,7 +254,7 @@ impl AppServerDb {
 #[allow(clippy::panic)]
 mod tests {
     use super::*;
-    use crate::operations::Policy;
+    use crate::operations::{ClientRow, Policy};
     use armor_core::context::{Effect, Effects};
 
     fn setup() -> Setup {
@@ -297,10 +299,25 @@ mod tests {
         let mut db = db();
         assert_eq!(register(&mut db, row("web", 1)).map(|answer| (answer.errno, answer.clients.len())), Some((0, 0)));
         let client = ClientRow { connection: ConnectionId(3), armor: ArmorId(9) };
-        let connected = AppClientConnected { address: row("web", 1).address, client: client.clone(), connected: true };
+        let connected = AppClientConnected { address: row("web", 1).address, client, connected: true };
         db.client(&connected, &mut Context::detached(&setup, None, &mut effects));
         let Some(again) = register(&mut db, row("web", 1 + 1)) else { panic!("answered") };
-        assert_eq!((again.errno, again.incarnation, again.clients), (0, Incarnation(2), vec![client]));
+        assert_eq!((again.errno, again.incarnation, again.clients), (0, Incarnation(2), BTreeMap::from([(ArmorId(9), vec![ConnectionId(3)])])));
+    }
+
+    #[test]
+    fn as_many_clients_as_are_remembered_fit_into_the_answer() {
+        let mut db = db();
+        register(&mut db, row("web", 1));
+        let Some(server) = db.state.servers.values_mut().next() else { panic!("registered") };
+        server.clients = (0..65_536).map(|client| (ConnectionId(u64::MAX - client), ArmorId(u64::MAX - client % 100))).collect();
+        let Some(answer) = register(&mut db, row("web", 2)) else { panic!("answered") };
+        assert_eq!(answer.clients.values().map(Vec::len).sum::<usize>(), 65_536);
+        let mut message = Message::to(ArmorId(7), answer);
+        message.source = ArmorId::FTM;
+        if let Err(error) = armor_proto::frame::encode(&message, &mut bytes::BytesMut::new()) {
+            panic!("{error}");
+        }
     }
 
     #[test]

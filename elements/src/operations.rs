@@ -268,8 +268,9 @@ armor_proto::operations! { ELEMENT_OPERATIONS;
     0x0135 MSG_APP_FAILED => pub struct AppFailed { name: String, pid: u32, incarnation: Incarnation, how: String, orderly: bool, restarting: bool, failed_at_ms: u64 }
     /// A server listens on an address (thesis §4.2.2), to APP_SERVER_DB.
     0x0200 MSG_APP_REGISTER_SERVER => pub struct AppRegisterServer { row: ServerRow, request: u64 }
-    /// Answer. `clients` are those that were connected when the server is in its recovery phase (thesis §4.5.1); errno != 0 refuses.
-    0x0201 MSG_APP_SERVER_REGISTERED => pub struct AppServerRegistered { address: Endpoint, request: u64, errno: i32, incarnation: Incarnation, clients: Vec<ClientRow> }
+    /// Answer. `clients` are those that were connected when the server is in its recovery phase (thesis §4.5.1), by the ARMOR at their
+    /// end; errno != 0 refuses.
+    0x0201 MSG_APP_SERVER_REGISTERED => pub struct AppServerRegistered { address: Endpoint, request: u64, errno: i32, incarnation: Incarnation, clients: BTreeMap<ArmorId, Vec<ConnectionId>> }
     /// The server closed its listener for good (thesis §4.3.3).
     0x0202 MSG_APP_UNREGISTER_SERVER => pub struct AppUnregisterServer { address: Endpoint, armor: ArmorId }
     /// Which ARMOR oversees the server at this address (thesis §4.2.1)?

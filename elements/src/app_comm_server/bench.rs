@@ -2,7 +2,7 @@
 //! There is no ARMOR; what the element wants is carried to where it belongs, watching tasks are called by hand.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
@@ -24,7 +24,7 @@ use super::failures::Look;
 use crate::endpoints::{Asked, Proxy, Read, ReplyTo, policy};
 use crate::operations::{
     AppFailed, AppRegisterServer, AppServerRegistered, AppStarted, AppcommAck, AppcommConnectReply, AppcommData, AppcommReplay, AppcommReset,
-    AppcommServerConnectRequest, ApplicationSpec, ClientRow, Policy,
+    AppcommServerConnectRequest, ApplicationSpec, Policy,
 };
 
 /// The ARMOR of the clients.
@@ -171,7 +171,7 @@ impl Bench {
     /// APP_SERVER_DB answers the oldest registration.
     pub(super) fn register(&mut self, clients: &[ConnectionId]) {
         let AppRegisterServer { row, request } = self.registrations.pop_front().unwrap();
-        let clients = clients.iter().map(|&connection| ClientRow { connection, armor: CLIENTS }).collect();
+        let clients = if clients.is_empty() { BTreeMap::new() } else { BTreeMap::from([(CLIENTS, clients.to_vec())]) };
         let answer = AppServerRegistered { address: row.address, request, errno: 0, incarnation: row.incarnation, clients };
         self.call(|element, context| element.registered(&answer, context));
     }

@@ -3,7 +3,7 @@
 //! An address is the application's from `bind` on, and a service from `listen` on: what is bound may as well connect.
 
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -19,7 +19,7 @@ use super::AppCommServer;
 use super::connections::Server;
 use crate::endpoints::{Asked, Proxy, ReplyTo, listener_is_gone, watch_process};
 use crate::operations::{
-    AppRegisterServer, AppServerRegistered, AppUnregisterServer, AppcommReplayConnect, ApplicationSpec, ClientRow, OnDivergence, Policy, ServerRow,
+    AppRegisterServer, AppServerRegistered, AppUnregisterServer, AppcommReplayConnect, ApplicationSpec, OnDivergence, Policy, ServerRow,
 };
 
 /// Recovery deadline of a server that nobody supervises, in milliseconds.
@@ -288,7 +288,7 @@ impl AppCommServer {
     /// APP_SERVER_DB forgets the clients of a server that closes its listener, and may not have heard of some. Their ends here
     /// know better, and ask for themselves.
     fn ask_the_others(&mut self, address: Endpoint, answer: &AppServerRegistered, context: &mut Context<'_>) {
-        let asked: HashSet<ConnectionId> = answer.clients.iter().map(|client| client.connection).collect();
+        let asked: HashSet<ConnectionId> = answer.clients.values().flatten().copied().collect();
         let Some(service) = self.services.get(&address).map(|service| service.name.clone()) else { return };
         let lost = |server: &Server| server.address == address && *server.service == *service && server.port.end.needs_replay();
         for id in self.connections_where(lost) {
@@ -341,11 +341,7 @@ impl AppCommServer {
 
 /// Thesis §4.5.1: asks the clients' ARMORs to replay their connect requests.
 fn replay_connects(answer: &AppServerRegistered, context: &mut Context<'_>) {
-    let mut by_armor: BTreeMap<ArmorId, Vec<ConnectionId>> = BTreeMap::new();
-    for &ClientRow { connection, armor } in &answer.clients {
-        by_armor.entry(armor).or_default().push(connection);
-    }
-    for (armor, connections) in by_armor {
+    for (&armor, connections) in &answer.clients {
         for connections in connections.chunks(CONNECTIONS_PER_MESSAGE) {
             let (address, incarnation, connections) = (answer.address, answer.incarnation, connections.to_vec());
             let operation = AppcommReplayConnect { address, server: context.armor(), incarnation, connections };
