@@ -10,14 +10,17 @@
 //! Configuration: `allowed_uids`, `window_bytes`, `fate_ms` (how long an unannounced end of a stream waits for the process's fate),
 //! `max_connections`.
 //!
-//! What applications bind is in `services`, the ends of connections in `connections`, the failures of processes in `failures`, how
-//! recoveries went in `timelines`, and `readiness` tells when a server that listens may be connected to.
+//! What applications bind is in `services`, the ends of connections in `connections`, how they come to a process in `dialling`, the
+//! failures of processes in `failures`, how recoveries went in `timelines`, and `readiness` tells when a server that listens may be
+//! connected to.
 
 #[cfg(test)]
 #[path = "app_comm_server/bench.rs"]
 mod bench;
 #[path = "app_comm_server/connections.rs"]
 mod connections;
+#[path = "app_comm_server/dialling.rs"]
+mod dialling;
 #[path = "app_comm_server/failures.rs"]
 mod failures;
 #[path = "app_comm_server/readiness.rs"]

@@ -178,8 +178,12 @@ impl Bench {
 
     /// The application listens, and waits for APP_SERVER_DB.
     pub(super) fn begin_to_listen(&mut self, served: &Served) -> OwnedFd {
-        rustix::net::listen(&served.listener, 16).unwrap();
-        self.ask(Request::Listen { listener: served.id, backlog: 16, pid: 1 }, None)
+        self.ask_to_listen(served, 16)
+    }
+
+    fn ask_to_listen(&mut self, served: &Served, backlog: i32) -> OwnedFd {
+        rustix::net::listen(&served.listener, backlog).unwrap();
+        self.ask(Request::Listen { listener: served.id, backlog, pid: 1 }, None)
     }
 
     /// A bound application is to connect: the socket that it gets back.
@@ -199,7 +203,11 @@ impl Bench {
     }
 
     pub(super) fn listen(&mut self, served: &Served) {
-        let asker = self.begin_to_listen(served);
+        self.listen_with(served, 16);
+    }
+
+    pub(super) fn listen_with(&mut self, served: &Served, backlog: i32) {
+        let asker = self.ask_to_listen(served, backlog);
         self.register(&served.clients);
         assert_eq!(answer(&asker), Reply::Registered { errno: 0 });
     }

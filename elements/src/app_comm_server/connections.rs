@@ -1,8 +1,8 @@
-//! The server's ends of connections: connected to a server's listener, joined to the socket that its `accept` returns.
+//! The server's ends of connections: what clients ask of them, and what the server's application does to their sockets.
 
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use armor_core::context::Context;
 use armor_core::events::Event;
@@ -14,11 +14,8 @@ use serde::Serialize;
 use super::AppCommServer;
 use super::failures::Look;
 use super::timelines::Step;
-use crate::endpoints::{AT_ONCE, ApplicationSocket, ConnectionOptions, Crowd, Ending, Port, Proxy, Read, ReadBuffer, connection_config, dial};
+use crate::endpoints::{ConnectionOptions, Crowd, Ending, Port, Proxy, Read, ReadBuffer, connection_config};
 use crate::operations::{AppcommConnectReply, AppcommReset, AppcommServerConnectRequest};
-
-/// Pause before a listener whose queue was full is dialled again.
-const DIAL_AGAIN: Duration = Duration::from_millis(5);
 
 /// How far a connection is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -42,7 +39,7 @@ pub(super) struct Server {
     pub(super) process: Option<Incarnation>,
     pub(super) address: Endpoint,
     /// It is in the queue of its service.
-    queued: bool,
+    pub(super) queued: bool,
     client: ArmorId,
     pub(super) name: Name,
     /// Options set on this connection alone: they do not change the listener's.
@@ -63,15 +60,6 @@ pub(super) enum Loss {
     Failed,
     /// It has ended as it wanted, and with it the connection.
     Ended,
-}
-
-/// How an attempt to connect an end to its server went.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Dialled {
-    /// It is connected, or need not be any more.
-    Over,
-    /// Not now.
-    Later,
 }
 
 /// What the shim has said of the end of a stream.
@@ -192,95 +180,6 @@ impl AppCommServer {
         if needs_process {
             self.wait_for_process(id, address, context);
         }
-    }
-
-    /// Queues a connection whose client has asked for a process, and connects it if there is one.
-    fn wait_for_process(&mut self, id: ConnectionId, address: Endpoint, context: &mut Context<'_>) {
-        let (Some(server), Some(service)) = (self.servers.get_mut(&id), self.services.get_mut(&address)) else { return };
-        if !server.queued {
-            server.queued = true;
-            service.waiting.push_back(id);
-        }
-        self.dial_waiting(address, context);
-    }
-
-    /// Connects who waits for a service, in the order in which they came, as long as it is ready and its listener's queue has room.
-    pub(super) fn dial_waiting(&mut self, address: Endpoint, context: &mut Context<'_>) {
-        for _ in 0..AT_ONCE {
-            let Some(service) = self.services.get(&address).filter(|service| self.is_ready(service)) else { return };
-            let Some(&id) = service.waiting.front() else { return };
-            if self.dial(id, address, context) == Dialled::Later {
-                return self.dial_again(address, Some(DIAL_AGAIN), context);
-            }
-            if let Some(service) = self.services.get_mut(&address) {
-                service.waiting.pop_front();
-            }
-            if let Some(server) = self.servers.get_mut(&id) {
-                server.queued = false;
-            }
-        }
-        self.dial_again(address, None, context);
-    }
-
-    /// The queue of a service is looked at again: after a pause, or when others have had a turn.
-    fn dial_again(&mut self, address: Endpoint, pause: Option<Duration>, context: &mut Context<'_>) {
-        let Some(service) = self.services.get_mut(&address).filter(|service| !service.dials_again) else { return };
-        service.dials_again = true;
-        let handle = context.handle::<Self>();
-        context.spawn(async move {
-            match pause {
-                Some(pause) => tokio::time::sleep(pause).await,
-                None => tokio::task::yield_now().await,
-            }
-            handle.call(|element, context| {
-                if let Some(service) = element.services.get_mut(&address) {
-                    service.dials_again = false;
-                }
-                element.dial_waiting(address, context);
-            });
-        });
-    }
-
-    /// Connects a connection's end to one of the server's listeners.
-    fn dial(&mut self, id: ConnectionId, address: Endpoint, context: &mut Context<'_>) -> Dialled {
-        let (Some(server), Some(service)) = (self.servers.get_mut(&id), self.services.get_mut(&address)) else { return Dialled::Over };
-        if !server.port.end.awaits_process() {
-            return Dialled::Over;
-        }
-        let Some(listener) = service.next_listener() else { return Dialled::Later };
-        let socket = match dial(&server.name, &listener).and_then(ApplicationSocket::new) {
-            Ok(socket) => socket,
-            Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
-                // Nobody has this listener any more. The others are tried; without any the next one is waited for.
-                service.refused(&listener);
-                if !service.is_listening() {
-                    if !service.supervised {
-                        self.give_up(id, ResetReason::ServerGone, context);
-                        return Dialled::Over;
-                    }
-                    service.recovering = true;
-                }
-                return Dialled::Later;
-            }
-            // The listener's queue is full, the dead process's socket is just being taken down, or descriptors are short.
-            Err(error) => {
-                tracing::debug!(%id, %error, "a listener is dialled again");
-                return Dialled::Later;
-            }
-        };
-        let now = Instant::now();
-        let watch = socket.watch();
-        if server.port.end.attached(service.incarnation, now).is_err() {
-            return Dialled::Over;
-        }
-        server.port.attach(socket);
-        server.process = self.applications.get(&*server.service).map(|application| application.incarnation);
-        server.state = State::Established;
-        server.life += 1;
-        let (life, handle) = (server.life, context.handle::<Self>());
-        context.spawn(watch.readable(move || handle.call(|element, context| element.readable(id, life, context))));
-        self.turn(id, now, context);
-        Dialled::Over
     }
 
     pub(super) fn readable(&mut self, id: ConnectionId, life: u32, context: &mut Context<'_>) -> Read {
