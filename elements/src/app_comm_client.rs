@@ -6,11 +6,14 @@
 //! `MSG_APPCOMM_REPLAY`, `MSG_APPCOMM_DATA`, `MSG_APPCOMM_ACK`, `MSG_APPCOMM_RESET`.
 //! Emits: `MSG_APP_SERVER_SUBSCRIBE`, `MSG_APP_LOOKUP_SERVER_INFO`, `MSG_APP_SERVER_TABLE_ACK`, `MSG_APP_CLIENT_CONNECTED`,
 //! `MSG_APPCOMM_SERVER_CONNECT_REQUEST`, `MSG_APPCOMM_DATA`, `MSG_APPCOMM_ACK`, `MSG_APPCOMM_RESET`.
-//! Configuration: `closed` (refuse what is no registered service, thesis §4.2.1), `allowed_uids`, `window_bytes`, `log_bytes`, `max_connections`.
+//! Configuration: `closed` (refuse what is no registered service, thesis §4.2.1), `allowed_uids`, `window_bytes`, `log_bytes`,
+//! `spill_bytes` and `spill_dir` (where a log goes beyond `log_bytes`), `max_connections`.
 
 use std::collections::{HashMap, VecDeque};
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use armor_core::context::Context;
@@ -23,7 +26,8 @@ use serde::Deserialize;
 
 use crate::endpoints::{
     AT_ONCE, ApplicationSocket, Asked, Crowd, Ending, HookupListener, LISTED, Pending, Port, Proxy, Read, ReadBuffer, Remembered, ReplyTo, ServerTable,
-    Whereabouts, client_pair, connection_config, descriptors, get_option_for, how_ended, let_bind_choose_a_port, policy, set_option_for, source_address_for,
+    SpillFile, Whereabouts, client_pair, connection_config, descriptors, get_option_for, how_ended, let_bind_choose_a_port, policy, set_option_for,
+    source_address_for,
 };
 use crate::operations::{
     AppClientConnected, AppLookupServerInfo, AppServerInfo, AppServerSubscribe, AppServerTable, AppServerTableAck, AppcommAck,
@@ -46,12 +50,14 @@ pub struct Config {
     allowed_uids: Vec<u32>,
     window_bytes: u32,
     log_bytes: usize,
+    spill_bytes: u64,
+    spill_dir: Option<PathBuf>,
     max_connections: usize,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Config { closed: false, allowed_uids: Vec::new(), window_bytes: 1 << 20, log_bytes: 4 << 20, max_connections: 65_536 }
+        Config { closed: false, allowed_uids: Vec::new(), window_bytes: 1 << 20, log_bytes: 4 << 20, spill_bytes: 1 << 30, spill_dir: None, max_connections: 65_536 }
     }
 }
 
@@ -90,7 +96,8 @@ enum Waiting {
 /// The element.
 pub struct AppCommClient {
     config: Config,
-    socket: std::path::PathBuf,
+    socket: PathBuf,
+    spill_dir: PathBuf,
     table: Option<ServerTable>,
     version: u64,
     early: VecDeque<Asked>,
@@ -104,14 +111,30 @@ pub struct AppCommClient {
 impl Element for AppCommClient {
     const NAME: &'static str = "APP_COMM_CLIENT";
     const PURPOSE: &'static str = "hook-up of client applications; proxy of the server towards them (thesis §4.2.1)";
-    const EXAMPLE: &'static str = "closed = false\nallowed_uids = []\nwindow_bytes = 1048576\nlog_bytes = 4194304\nmax_connections = 65536\n";
+    const EXAMPLE: &'static str = "closed = false\nallowed_uids = []\nwindow_bytes = 1048576\nlog_bytes = 4194304\nspill_bytes = 1073741824\nspill_dir = \"/var/tmp\"\nmax_connections = 65536\n";
     type Config = Config;
 
     fn new(config: Config, setup: &Setup) -> Result<Self, String> {
         // Ids are drawn per life of the ARMOR, so that those of an earlier life never come again.
         let next = armor_core::events::now_ms() << 20 ^ setup.armor.0;
         let socket = setup.run_dir.join(CLIENT_SOCKET);
-        Ok(AppCommClient { config, socket, table: None, version: 0, early: VecDeque::new(), clients: HashMap::new(), resets: Remembered::default(), crowd: Crowd::default(), buffer: ReadBuffer::default(), next })
+        let spill_dir = config.spill_dir.clone().unwrap_or_else(|| setup.run_dir.clone());
+        if !spill_dir.is_absolute() {
+            return Err(format!("spill_dir {} is a relative path; set it to an absolute one", spill_dir.display()));
+        }
+        Ok(AppCommClient {
+            config,
+            socket,
+            spill_dir,
+            table: None,
+            version: 0,
+            early: VecDeque::new(),
+            clients: HashMap::new(),
+            resets: Remembered::default(),
+            crowd: Crowd::default(),
+            buffer: ReadBuffer::default(),
+            next,
+        })
     }
 
     fn operations(operations: &mut Operations<Self>) {
@@ -135,6 +158,9 @@ impl Element for AppCommClient {
     }
 
     fn start(&mut self, context: &mut Context<'_>) -> Result<(), String> {
+        if self.config.spill_bytes > 0 && !self.spill_dir.is_dir() {
+            return Err(format!("spill_dir {} is no directory; make it, or set spill_bytes to 0", self.spill_dir.display()));
+        }
         descriptors::take_all();
         let listener = HookupListener::bind(&self.socket).map_err(|error| format!("{}: {error}", self.socket.display()))?;
         listener.serve(self.config.allowed_uids.clone(), context, Self::asked);
@@ -238,7 +264,11 @@ impl AppCommClient {
         };
         let now = Instant::now();
         let config = connection_config(self.config.window_bytes, self.config.log_bytes, server.deadline_ms, crate::operations::OnDivergence::Reset);
-        let mut port = Port::new(ClientEnd::new(id, config, policy(server.policy, server.settled_ms), now));
+        let mut end = ClientEnd::new(id, config, policy(server.policy, server.settled_ms), now);
+        if self.config.spill_bytes > 0 {
+            end.set_spill(Box::new(SpillFile::new(&self.spill_dir, self.config.spill_bytes)));
+        }
+        let mut port = Port::new(end);
         port.attach(own);
         let waiting = match pending {
             Some(pending) => {
@@ -431,6 +461,10 @@ impl Proxy for AppCommClient {
             EndEvent::Reconnected { replayed, .. } => {
                 client.state = State::Established;
                 self.tell(told("connection-recovered").with("replayed_bytes", replayed), context);
+            }
+            EndEvent::SpillFailed(kind) => {
+                let reason = if kind == ErrorKind::FileTooLarge { "spill_bytes is reached".to_owned() } else { kind.to_string() };
+                self.tell(told("spill-failed").with("directory", self.spill_dir.display()).with("reason", reason), context);
             }
             EndEvent::LogOverflow { bytes } => self.tell(told("replay-lost").with("log_bytes", bytes), context),
             EndEvent::ReplayGivenUp => {

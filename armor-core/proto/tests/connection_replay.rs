@@ -4,9 +4,11 @@
 
 mod connection_pair;
 
+use std::io;
+
 use armor_proto::connection::{
     AckState, AppAction, Config, ConnectReply, ConnectRequest, Conversation, Divergence, Event, Mark, MarkPolicy, OnDivergence,
-    PolicyStateError, ProtocolError, ReconnectPolicy, Record, RequestPolicy, Reset, ResetReason, ServerEnd, StreamPolicy,
+    PolicyStateError, ProtocolError, ReconnectPolicy, Record, RequestPolicy, Reset, ResetReason, ServerEnd, Spill, StreamPolicy,
 };
 use armor_proto::ids::{ConnectionId, Incarnation};
 use bytes::Bytes;
@@ -424,4 +426,32 @@ fn a_server_that_dies_after_it_ended_its_stream_is_done_and_what_it_did_not_take
     pair.client_says("more");
     assert_eq!(pair.heard().1, "answer");
     assert_eq!(pair.client_actions, [AppAction::ShutdownWrite, AppAction::Reset(ResetReason::Closed)]);
+}
+
+/// A spill on a disk that is full.
+struct FullDisk;
+
+impl Spill for FullDisk {
+    fn append(&mut self, _: u64, _: &[u8]) -> io::Result<()> {
+        Err(io::ErrorKind::StorageFull.into())
+    }
+    fn read_at(&mut self, _: u64, _: &mut [u8]) -> io::Result<()> {
+        Err(io::ErrorKind::NotFound.into())
+    }
+}
+
+#[test]
+fn a_spill_that_takes_no_more_is_told_and_costs_replay_but_not_the_connection() {
+    let mut pair = Pair::new(StreamPolicy, Config { log_bound: 1000, ..Config::default() });
+    pair.client.set_spill(Box::new(FullDisk));
+    for _ in 0..10 {
+        pair.client.app_read(Bytes::from(vec![b'x'; 200]), pair.now);
+        pair.exchange();
+        pair.pass(ms(30));
+    }
+    let told: Vec<_> =
+        pair.client_events.iter().filter(|event| matches!(event, Event::SpillFailed(_) | Event::LogOverflow { .. })).collect();
+    assert!(matches!(told[..], [Event::SpillFailed(io::ErrorKind::StorageFull), Event::LogOverflow { .. }]), "{told:?}");
+    pair.server_says("goes on");
+    assert_eq!((pair.heard().0.len(), pair.heard().1), (2000, "goes on"));
 }

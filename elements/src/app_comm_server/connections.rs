@@ -277,6 +277,7 @@ impl Proxy for AppCommServer {
             EndEvent::Established { .. }
             | EndEvent::Refused { .. }
             | EndEvent::Reconnecting { .. }
+            | EndEvent::SpillFailed(_)
             | EndEvent::LogOverflow { .. }
             | EndEvent::ReplayGivenUp
             | EndEvent::ReplayRegained

@@ -14,6 +14,7 @@ mod remembered;
 mod server_table;
 mod settings;
 mod socket_options;
+mod spill;
 mod unread_byte;
 mod watched;
 
@@ -30,6 +31,7 @@ pub use server_table::ServerTable;
 pub use settings::{connection_config, policy};
 pub(crate) use socket_options::let_bind_choose_a_port;
 pub use socket_options::{ConnectionOptions, get_option_for, set_option_for};
+pub use spill::SpillFile;
 pub use unread_byte::Whereabouts;
 
 /// Reads of an application's socket are made into buffers of this size.

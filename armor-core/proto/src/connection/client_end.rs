@@ -534,12 +534,20 @@ impl ClientEnd {
         if !self.replayable || sender.log.memory() <= bound {
             return;
         }
-        if sender.log.has_spill() && sender.log.spill_over(bound).is_ok() {
-            return;
-        }
+        let failed = if sender.log.has_spill() {
+            match sender.log.spill_over(bound) {
+                Ok(()) => return,
+                Err(error) => Some(error.kind()),
+            }
+        } else {
+            None
+        };
         let bytes = sender.end() - self.mark.c2s;
         sender.keep_from(None);
         self.replayable = false;
+        if let Some(kind) = failed {
+            self.session.report(Event::SpillFailed(kind));
+        }
         self.session.report(Event::LogOverflow { bytes });
     }
 }

@@ -71,6 +71,8 @@ pub enum Event {
     /// Server's end: the new process said something else. With [`OnDivergence::Reset`](super::OnDivergence::Reset) a
     /// [`Event::Reset`] follows.
     Diverged(Divergence),
+    /// Client's end: the [`Spill`](super::Spill) could not take what passed the log bound. [`Event::LogOverflow`] follows.
+    SpillFailed(std::io::ErrorKind),
     /// Client's end: the log bound was passed, replay is lost until the next mark. Said once per loss.
     LogOverflow {
         /// Bytes of the log when it happened.
