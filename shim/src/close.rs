@@ -1,4 +1,4 @@
-//! Every way to close: the real close, and then the word to the ARMOR that it was meant (design rule 10).
+//! Every way to close: the real close, and then the word to the ARMOR that it was meant (rule 10).
 //!
 //! A killed program's sockets are closed by the kernel too. What was announced is a close, the rest is for the ARMOR
 //! to find out about.

@@ -1,4 +1,4 @@
-//! exec and spawn: a program that is started stays hooked up, also with a cleaned environment (design rule 6).
+//! exec and spawn: a program that is started stays hooked up, also with a cleaned environment (rule 6).
 //!
 //! Invariant: no allocation by the C library, because this runs between vfork and exec; small environments are rebuilt
 //! on the stack, large ones in a mapping.

@@ -1,6 +1,6 @@
 //! The orderly end of the process: with status 0 its sockets are closed and announced, as by `close`.
 //!
-//! Never at another status, abort or a signal: then it is the process's fate that decides (design rule 10).
+//! Never at another status, abort or a signal: then it is the process's fate that decides (rule 10).
 
 use std::ptr::null_mut;
 

@@ -1,4 +1,5 @@
-//! The preload library that hooks an unmodified program up to its ARMOR (thesis §4.1, §4.2; rules in ARCHITECTURE.md).
+//! The preload library that hooks an unmodified program up to its ARMOR (thesis §4.1, §4.2). What must hold for
+//! the program is numbered in ARCHITECTURE.md, The rules of hook-up.
 //!
 //! A protected socket in the program is a unix stream socket whose kernel address is an abstract
 //! [`Name`](armor_proto::hookup::Name). So there is no table here that fork, dup or exec could make wrong: whether a

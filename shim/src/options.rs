@@ -1,4 +1,4 @@
-//! `getsockopt` and `setsockopt` behave as on a TCP socket (design rule 2).
+//! `getsockopt` and `setsockopt` behave as on a TCP socket (rule 2).
 //!
 //! What a unix socket does as well stays native. TCP's and IP's own options, and those of SOL_SOCKET that a unix socket
 //! lacks or the shim uses itself, go to the TCP socket that the ARMOR holds for this one.

@@ -1,7 +1,7 @@
 //! Puts another socket under the descriptor numbers of one that the program holds, so that the program does not see it.
 //!
 //! What the program has set on the old socket goes over: file status flags, signal owner, socket options, epoll
-//! registrations (design rule 4), and all duplicates (rule 5).
+//! registrations (rule 4), and all duplicates (rule 5).
 
 use std::mem::size_of;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -55,7 +55,7 @@ impl fmt::Debug for ArmorId {
     }
 }
 
-/// One client-server stream pair. It outlives sockets and processes (design §2).
+/// One client-server stream pair. It outlives sockets and processes (NAMES.md).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, Debug)]
 #[serde(transparent)]
 pub struct ConnectionId(pub u64);

@@ -1,4 +1,4 @@
-//! Single facts about the protected connection, on two ends with a perfect network between them (design §7).
+//! Single facts about the protected connection, on two ends with a perfect network between them.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 

@@ -1,4 +1,4 @@
-//! Records of any content, in any order, never panic an end, and never make it break its bounds (design §4).
+//! Records of any content, in any order, never panic an end, and never make it break its bounds (ARCHITECTURE.md, Bounds).
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 

@@ -1,4 +1,4 @@
-//! The protected connection under a bad network and dying servers, in simulated time (thesis §4.5.1, design §7).
+//! The protected connection under a bad network and dying servers, in simulated time (thesis §4.5.1).
 //!
 //! Every schedule is drawn from a seed that is printed with a failure. `ARMOR_SCHEDULES=N` runs N times as many.
 

@@ -1,4 +1,4 @@
-//! The client's end of a protected connection, in APP_COMM_CLIENT (thesis §4.3, §4.4 steps 3-7, §4.5.1; design §7).
+//! The client's end of a protected connection, in APP_COMM_CLIENT (thesis §4.3, §4.4 steps 3-7, §4.5.1).
 //!
 //! Keeps the client's bytes back to the mark and a hash of the server's bytes since the mark, so that a new server
 //! process, wherever it runs, can be brought to where the old one was.

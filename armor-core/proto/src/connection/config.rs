@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// What to do when a new server process says something else than the one before (design §7).
+/// What to do when a new server process says something else than the one before (ARCHITECTURE.md, The way of a recovery).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum OnDivergence {
     /// Reset both ends: honest.

@@ -1,5 +1,6 @@
 //! The protected connection: two state machines that together keep one client-server stream pair alive while the
-//! server's process, its ARMOR or its whole node is replaced (thesis §4.3.3, §4.5.1; design §7).
+//! server's process, its ARMOR or its whole node is replaced (thesis §4.3.3, §4.5.1; ARCHITECTURE.md, The
+//! way of a recovery).
 //!
 //! [`ClientEnd`] lives in APP_COMM_CLIENT, [`ServerEnd`] in APP_COMM_SERVER. Each direction is a stream of bytes numbered
 //! from 0 for the whole life of the connection. An end is told what happened (`app_read`, `handle_data`, `handle_timeout`,

@@ -1,4 +1,4 @@
-//! What the two ends of a protected connection say to each other (thesis §4.4, design §7).
+//! What the two ends of a protected connection say to each other (thesis §4.4).
 //!
 //! Each record is a plain serde struct that rmp-serde writes as a compact array; the bytes of [`Data`] travel beside it.
 //!
@@ -36,7 +36,7 @@ impl TryFrom<u8> for Direction {
 }
 
 /// Where a new server process may start: it is fed the client's bytes from `c2s` and then says again what lies from
-/// `s2c` (design §7).
+/// `s2c` (ARCHITECTURE.md, The way of a recovery).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
 pub struct Mark {
     /// Offset in the client's stream.
@@ -106,7 +106,7 @@ pub struct Ack {
 pub enum ResetReason {
     /// The application at the other end reset it.
     Peer = 0,
-    /// The new server process said something else than the one before (design §7).
+    /// The new server process said something else than the one before (ARCHITECTURE.md, The way of a recovery).
     Diverged = 1,
     /// The server was restarted too often.
     RestartLimit = 2,

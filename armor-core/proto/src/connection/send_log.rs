@@ -1,5 +1,5 @@
 //! The bytes of one direction at the end that sends them: kept until they are acknowledged, and at the client's end
-//! further back, to the mark (design §7).
+//! further back, to the mark (ARCHITECTURE.md, The way of a recovery).
 //!
 //! Invariant: chunks are contiguous; `first() <= next <= end`, and what lies before `memory_from()` is in the spill.
 //! Invariant: taking the next bytes, adding and cutting cost O(1) per chunk; only `seek` searches, in O(log n).

@@ -1,4 +1,4 @@
-//! The server's end of a protected connection, in APP_COMM_SERVER (thesis §4.3, §4.5.1; design §7).
+//! The server's end of a protected connection, in APP_COMM_SERVER (thesis §4.3, §4.5.1).
 //!
 //! Outlives the server's processes: it is attached to one after the other. It compares what a new process says again
 //! with what the client has been given, drops it, and lets the stream flow on from there.

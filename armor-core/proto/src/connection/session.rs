@@ -1,6 +1,6 @@
 //! What both ends have in common: one sending and one receiving half, fencing, liveness, and how a connection ends.
 //!
-//! Invariant: a frame of another incarnation changes nothing (design §7).
+//! Invariant: a frame of another incarnation changes nothing (ARCHITECTURE.md).
 //! Invariant: while an answer is owed by the peer the deadline runs; a connection never hangs silently.
 
 use std::collections::VecDeque;

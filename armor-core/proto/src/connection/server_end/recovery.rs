@@ -1,5 +1,5 @@
 //! Connect requests at the server's end: the first one, and those that bring a new process to where the old one was
-//! (thesis §4.5.1, design §7).
+//! (thesis §4.5.1).
 //!
 //! Invariant: a connect request is followed once; its repetition is answered with the same words, an older one with none.
 //! Invariant: what the client has been given, by its own word, is where the server's stream goes on.
