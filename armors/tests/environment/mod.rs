@@ -198,11 +198,15 @@ pub fn free_port() -> u16 {
 
 /// Compiles a C program from tests/programs into the environment's directory.
 pub fn compile(environment: &Environment, name: &str) -> String {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs").join(format!("{name}.c"));
     let program = environment.file(name);
-    let output = Command::new("gcc").args(["-O1", "-Wall", "-pthread", "-o"]).arg(&program).arg(source).output().unwrap();
-    assert!(output.status.success(), "gcc {name}.c: {}", text(&output));
+    compile_to(&program, name);
     program.display().to_string()
+}
+
+pub fn compile_to(program: &Path, name: &str) {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs").join(format!("{name}.c"));
+    let output = Command::new("gcc").args(["-O1", "-Wall", "-pthread", "-o"]).arg(program).arg(source).output().unwrap();
+    assert!(output.status.success(), "gcc {name}.c: {}", text(&output));
 }
 
 /// A client that runs beside the test, its output read line by line.
