@@ -229,8 +229,9 @@ impl Report {
     }
 
     fn crash_table(&self) -> String {
-        let mut table =
-            Table::new(&["CRASH", "AT", "PID", "DETECTED", "RESTARTED", "BOUND", "RECONNECTED", "REPLAYED", "FLOWING", "CLIENTS' GAPS"]);
+        let steps = Recovery::default().steps().map(|(step, _)| step.to_uppercase());
+        let columns = ["CRASH", "AT", "PID"].into_iter().chain(steps.iter().map(String::as_str)).chain(["CLIENTS' GAPS"]);
+        let mut table = Table::new(&columns.collect::<Vec<_>>());
         for (index, crash) in self.crashes.iter().enumerate() {
             let next = crash.next_pid.map_or_else(|| "?".to_owned(), |pid| pid.to_string());
             let mut row = vec![crash.number.to_string(), format!("{:.2} s", crash.at_s), format!("{} -> {next}", crash.pid)];
@@ -289,6 +290,17 @@ mod tests {
         let report = Report::new(programme(), 0, Vec::new(), vec![same(), other, client(Value::Null)]);
         assert_eq!(report.complaints, ["client 1 received other bytes than the programme's", "client 1 left no report"]);
         assert!(report.text().contains("FAILED: client 1 received"), "{}", report.text());
+    }
+
+    #[test]
+    fn every_step_of_a_recovery_has_its_column() {
+        let recovery = Recovery { ready_ms: Some(4), flowing_ms: Some(9), ..Recovery::default() };
+        let crash = Crash { number: 1, recovery: Some(recovery), ..Crash::default() };
+        let table = Report::new(programme(), 1, vec![crash], vec![client(Value::Null)]).crash_table();
+        let rows: Vec<Vec<&str>> =
+            table.lines().map(|line| line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect()).collect();
+        let cell = |column: &str| rows[0].iter().position(|head| *head == column).map(|at| rows[1][at]);
+        assert_eq!([cell("BOUND"), cell("READY"), cell("FLOWING"), cell("CLIENTS' GAPS")], [Some("-"), Some("4"), Some("9"), Some("61")]);
     }
 
     #[test]
