@@ -177,7 +177,7 @@ impl MockArmor {
     /// Waits until `wanted` is true of the requests so far.
     pub(crate) fn wait_for(&self, what: &str, wanted: impl Fn(&[Request]) -> bool) {
         let state = self.shared.state();
-        let limit = Duration::from_secs(20);
+        let limit = Duration::from_secs(60);
         let (state, late) = self.shared.changed.wait_timeout_while(state, limit, |state| !wanted(&state.requests)).unwrap();
         assert!(!late.timed_out(), "no {what} among {:#?}", state.requests);
     }
