@@ -16,7 +16,7 @@ const ALIKE: &[&str] = &["service", "reason", "errno"];
 /// What events have in common that are told together: name and values.
 type Group = (String, BTreeMap<String, String>);
 
-/// Events that were told within [`WHILE`], and those that wait to be told together.
+/// Events that were told within a second, and those that wait to be told together.
 #[derive(Debug, Default)]
 pub struct Crowd {
     groups: BTreeMap<Group, Members>,
