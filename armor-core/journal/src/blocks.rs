@@ -1,0 +1,203 @@
+//! Blocks of the journal: who has which, and the bytes in them as [`Bytes`].
+//!
+//! Invariant: a block whose bytes are still looked at by anybody is not written again, except behind them.
+//! Invariant: a block goes back to the free ones only after a state was saved that needs it no more.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+
+use crate::journal::Shared;
+use crate::layout::{self, Class, Layout};
+use crate::mapping::Mapping;
+
+/// Free blocks beyond this much give their memory back to the system.
+const KEPT_WARM: usize = 16 << 20;
+
+/// Free records and blocks. Those that were used last are used first: their memory is in the cache.
+pub(crate) struct Free {
+    pub(crate) records: Pool,
+    small: Pool,
+    large: Pool,
+}
+
+/// Numbers that are free: given back ones, then those from `next` on, which were never used.
+pub(crate) struct Pool {
+    back: Vec<u32>,
+    next: u32,
+    end: u32,
+    first: u32,
+    /// Where the journal says how many were ever used, so that a recovery need not look at the rest.
+    used_at: usize,
+}
+
+impl Pool {
+    /// All that were never used.
+    fn new(map: &Mapping, first: u32, count: u32, used_at: usize) -> Pool {
+        let used = map.u32(used_at).load(Ordering::SeqCst).min(count);
+        Pool { back: Vec::new(), next: first + used, end: first + count, first, used_at }
+    }
+
+    /// Numbers that were ever used.
+    pub(crate) fn used(&self) -> std::ops::Range<u32> {
+        self.first..self.next
+    }
+
+    pub(crate) fn take(&mut self, map: &Mapping) -> Option<u32> {
+        self.back.pop().or_else(|| {
+            let fresh = (self.next < self.end).then_some(self.next)?;
+            self.next += 1;
+            map.u32(self.used_at).store(self.next - self.first, Ordering::SeqCst);
+            Some(fresh)
+        })
+    }
+
+    pub(crate) fn give(&mut self, number: u32) {
+        self.back.push(number);
+    }
+}
+
+impl Free {
+    /// What was never used. In new memory that is all; in an earlier process's the recovery finds out about the rest.
+    pub(crate) fn new(map: &Mapping, layout: &Layout) -> Free {
+        Free {
+            records: Pool::new(map, 0, layout.records, layout::USED_RECORDS),
+            small: Pool::new(map, 0, layout.small, layout::USED_SMALL),
+            large: Pool::new(map, layout.small, layout.large, layout::USED_LARGE),
+        }
+    }
+
+    pub(crate) fn used_blocks(&self) -> impl DoubleEndedIterator<Item = u32> + use<> {
+        self.small.used().chain(self.large.used())
+    }
+
+    pub(crate) fn blocks(&mut self, class: Class) -> &mut Pool {
+        match class {
+            Class::Small => &mut self.small,
+            Class::Large => &mut self.large,
+        }
+    }
+}
+
+/// The record that blocks belong to.
+pub(crate) struct Owner {
+    pub(crate) ticket: u64,
+    /// Blocks that nobody looks at any more, to be freed at the next save; `None` once the record has ended.
+    retired: Mutex<Option<Vec<u32>>>,
+}
+
+impl Owner {
+    pub(crate) fn new(ticket: u64) -> Arc<Owner> {
+        Arc::new(Owner { ticket, retired: Mutex::new(Some(Vec::new())) })
+    }
+
+    fn retire(&self, shared: &Shared, block: u32) {
+        match &mut *self.retired.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(retired) => retired.push(block),
+            None => release(shared, block),
+        }
+    }
+
+    /// A state was saved: what was retired before it is needed no more.
+    pub(crate) fn saved(&self, shared: &Shared) {
+        if let Some(retired) = &mut *self.retired.lock().unwrap_or_else(PoisonError::into_inner) {
+            for block in retired.drain(..) {
+                release(shared, block);
+            }
+        }
+    }
+
+    /// The record has ended.
+    pub(crate) fn ended(&self, shared: &Shared) {
+        let retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner).take();
+        for block in retired.into_iter().flatten() {
+            release(shared, block);
+        }
+    }
+}
+
+fn release(shared: &Shared, block: u32) {
+    let Shared { map, layout, .. } = shared;
+    map.u64(layout.block_owner(block)).store(0, Ordering::SeqCst);
+    let class = layout.class(block);
+    let mut free = shared.free();
+    let pool = free.blocks(class);
+    if pool.back.len() * class.size() >= KEPT_WARM {
+        map.give_back(layout.block(block), class.size());
+    }
+    pool.give(block);
+}
+
+/// A block that belongs to a record.
+pub(crate) struct Block {
+    shared: Arc<Shared>,
+    owner: Arc<Owner>,
+    pub(crate) index: u32,
+}
+
+impl Block {
+    /// Takes a free block whose first byte will be at `offset` of the stream.
+    pub(crate) fn take(shared: &Arc<Shared>, owner: &Arc<Owner>, class: Class, offset: u64) -> Option<Block> {
+        let mut free = shared.free();
+        // When the large ones are used up the small ones still carry the stream.
+        let index = free.blocks(class).take(&shared.map).or_else(|| free.blocks(Class::Small).take(&shared.map))?;
+        drop(free);
+        let block = Block::known(shared, owner, index);
+        block.begin_at(offset);
+        shared.map.u64(shared.layout.block_owner(index)).store(owner.ticket, Ordering::SeqCst);
+        Some(block)
+    }
+
+    /// One that was this record's before the process died.
+    pub(crate) fn known(shared: &Arc<Shared>, owner: &Arc<Owner>, index: u32) -> Block {
+        Block { shared: Arc::clone(shared), owner: Arc::clone(owner), index }
+    }
+
+    /// Its first byte is at `offset` of the stream from now on.
+    pub(crate) fn begin_at(&self, offset: u64) {
+        self.shared.map.u64(self.shared.layout.block_offset(self.index)).store(offset, Ordering::SeqCst);
+    }
+
+    /// The last saved state needs none of its bytes, and from now on no recovery looks at them.
+    pub(crate) fn disown(&self) {
+        self.shared.map.u64(self.shared.layout.block_owner(self.index)).store(0, Ordering::SeqCst);
+    }
+
+    pub(crate) fn class(&self) -> Class {
+        self.shared.layout.class(self.index)
+    }
+
+    /// Where its bytes lie.
+    pub(crate) fn at(&self, from: usize, length: usize) -> *mut u8 {
+        assert!(from + length <= self.class().size(), "inside the block");
+        self.shared.map.at(self.shared.layout.block(self.index) + from, length)
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        self.owner.retire(&self.shared, self.index);
+    }
+}
+
+/// Bytes in a block.
+struct Piece {
+    block: Arc<Block>,
+    from: usize,
+    length: usize,
+}
+
+impl AsRef<[u8]> for Piece {
+    #[allow(unsafe_code)]
+    fn as_ref(&self) -> &[u8] {
+        let at = self.block.shared.layout.block(self.block.index) + self.from;
+        // SAFETY: the bytes before a block's fill are not written while the block is referred to, and this refers to it.
+        unsafe { self.block.shared.map.slice(at, self.length) }
+    }
+}
+
+/// `length` bytes of a block, from `from` on, which are not written any more.
+pub(crate) fn piece(block: &Arc<Block>, from: usize, length: usize) -> Bytes {
+    Bytes::from_owner(Piece { block: Arc::clone(block), from, length })
+}
