@@ -227,8 +227,12 @@ fn silence_behind_a_client_that_does_not_read_settles_nothing() {
     pair.pass_without_reading(ms(5000));
     pair.restart();
     assert_eq!(pair.heard().0, "question");
+    assert_eq!(pair.client_heard.len(), 0, "what it had not read is the new process's to say");
+    pair.server.app_read(Bytes::from(vec![b'a'; 60]), pair.now);
+    pair.exchange();
     assert_eq!(pair.client_heard.len(), 60);
-    // It has read now, and a second has passed since.
+    pair.restart();
+    assert_eq!(pair.heard().0, "question", "it has read, and no second has passed since");
     pair.server.app_read(Bytes::from(vec![b'a'; 60]), pair.now);
     pair.pass(ms(1100));
     pair.restart();

@@ -54,7 +54,8 @@ fn record() -> impl Strategy<Value = Record> {
         .prop_map(|(connection, incarnation, direction, state)| Record::Ack(Ack { connection, incarnation, direction, state }));
     let reset = (connection(), incarnation(), any::<u8>())
         .prop_map(|(connection, incarnation, reason)| Record::Reset(Reset { connection, incarnation, reason: ResetReason::from(reason) }));
-    let replay = (connection(), incarnation()).prop_map(|(connection, incarnation)| Record::Replay(Replay { connection, incarnation }));
+    let replay = (connection(), incarnation(), any::<bool>())
+        .prop_map(|(connection, incarnation, process_lives)| Record::Replay(Replay { connection, incarnation, process_lives }));
     let reply = (connection(), incarnation(), incarnation(), incarnation(), 0..20i32, ack_state()).prop_map(
         |(connection, requested, incarnation, service, errno, c2s)| {
             let errno = if errno == 1 { 111 } else { 0 };

@@ -134,6 +134,7 @@ fn listen(policy: &mut dyn MarkPolicy, said: &[(Side, String)]) {
         c2s_acked: 1000,
         c2s_answered: 1000,
         s2c_received: 1000,
+        s2c_waiting: 0,
         recovering: false,
         now: std::time::Instant::now(),
     };

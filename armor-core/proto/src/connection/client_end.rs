@@ -18,14 +18,24 @@ use super::error::ProtocolError;
 use super::event::{AppAction, Event};
 use super::mark::{Conversation, MarkPolicy, Prologue};
 use super::record::{Ack, ConnectReply, ConnectRequest, Data, Direction, Mark, Record, Replay, Reset, ResetReason, Resume};
+use super::saved::{RestoreError, SavedClient};
 use super::send_log::Spill;
-use super::session::Session;
+use super::session::{Ends, Session};
 use crate::ids::{ConnectionId, Incarnation};
 
 /// `ETIMEDOUT`, what connect(2) says when nobody answers.
 const ETIMEDOUT: i32 = 110;
 /// `ECONNREFUSED`, when a first connect was reset.
 const ECONNREFUSED: i32 = 111;
+
+/// What a reconnect makes up for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Lost {
+    /// The server's process, perhaps with its end: another one takes its place.
+    Server,
+    /// The process of one of the two ARMORs: the server may be as it was.
+    Armor,
+}
 
 struct Connecting {
     since: Instant,
@@ -46,8 +56,8 @@ pub struct ClientEnd {
     mark: Mark,
     /// What a new process is told before the bytes from the mark on.
     prologue: Prologue,
-    /// Of the prologue's answer and the server's bytes since `mark.s2c`; absent when the policy never replays, not kept up while
-    /// replay is lost.
+    /// Of the prologue's answer and the server's bytes that the client was given since `mark.s2c`; absent when the policy never
+    /// replays, not kept up while replay is lost.
     hash: Option<RangeHash>,
     /// The log reaches back to the mark.
     replayable: bool,
@@ -91,6 +101,84 @@ impl ClientEnd {
         }
     }
 
+    /// Appends what must outlive the ARMOR's process. Keep it, and the bytes that were read, before anything that
+    /// [`ClientEnd::poll_transmit`] gives is sent.
+    pub fn save(&self, state: &mut Vec<u8>) {
+        let mut policy = Vec::new();
+        self.policy.save(&mut policy);
+        let saved = SavedClient {
+            session: self.session.save(),
+            mark: self.mark,
+            prologue: self.prologue.clone(),
+            hash: self.hash.as_ref().map_or(0, RangeHash::digest),
+            replayable: self.replayable,
+            established: self.established,
+            service: self.service,
+            seen: self.seen,
+            answered_c2s: self.answered_c2s,
+            recovering: self.connecting.is_some() || self.recovered_at.is_some(),
+            policy: policy.into(),
+        };
+        // Into memory, numbers and bytes alone: there is nothing to fail.
+        let _ = rmp_serde::encode::write(state, &saved);
+    }
+
+    /// The end of a dead process, from its last saved state and the bytes that were read by then (any number of them, but the last
+    /// ones). Tell it what the last call had done (`app_read`,
+    /// [`ClientEnd::app_given`]), then [`ClientEnd::resume`].
+    ///
+    /// # Errors
+    /// When the state or the log is not such an end's.
+    pub fn restore(
+        state: &[u8],
+        log: Vec<Bytes>,
+        config: Config,
+        mut policy: Box<dyn MarkPolicy + Send>,
+        now: Instant,
+    ) -> Result<ClientEnd, RestoreError> {
+        let saved: SavedClient<'_> = rmp_serde::from_slice(state)?;
+        policy.restore(&saved.policy).map_err(|error| RestoreError::Policy(error.to_string()))?;
+        let ends = Ends { outgoing: Direction::C2s, tolerance: u64::from(config.window) };
+        let mut session = Session::restore(&saved.session, log, ends, config, now)?;
+        let replays = policy.resume() == Resume::Mark;
+        let replayable = saved.replayable && session.sender.log.first() <= saved.mark.c2s;
+        session.sender.keep_from(replayable.then_some(saved.mark.c2s));
+        if saved.replayable && !replayable {
+            let bytes = session.sender.end().saturating_sub(saved.mark.c2s);
+            session.report(Event::LogOverflow { bytes });
+        }
+        let wait = session.config.retransmit_first;
+        let connects = !saved.established && !session.is_over();
+        Ok(ClientEnd {
+            mark: saved.mark,
+            prologue: saved.prologue,
+            hash: replays.then(|| RangeHash::resume(saved.hash)),
+            replayable,
+            mark_refused: false,
+            connecting: connects.then(|| Connecting { since: now, due: true, at: now, wait, resume: policy.resume(), settled: None }),
+            policy,
+            established: saved.established,
+            service: saved.service,
+            seen: saved.seen,
+            answered_c2s: saved.answered_c2s,
+            recovered_at: saved.recovering.then(|| session.receiver.written()),
+            session,
+        })
+    }
+
+    /// The call during which the process died had given these bytes to the client.
+    pub fn app_given(&mut self, bytes: &[u8], now: Instant) {
+        self.look_at_answer(bytes, now);
+        self.session.receiver.given(bytes.len() as u64);
+    }
+
+    /// After [`ClientEnd::restore`]: finds the server's end again, and its process if that lives.
+    pub fn resume(&mut self, now: Instant) {
+        if self.established {
+            self.reconnect(Incarnation(self.session.incarnation.0.saturating_add(1)), Lost::Armor, now);
+        }
+    }
+
     /// Lets the log go beyond the memory bound into `spill`. Call it before the first byte is read.
     pub fn set_spill(&mut self, spill: Box<dyn Spill + Send>) {
         self.session.sender.log.set_spill(spill);
@@ -129,6 +217,8 @@ impl ClientEnd {
     pub fn app_closed(&mut self, now: Instant) {
         self.session.set_app(false);
         self.session.sender.finish();
+        // What waits is dropped, and counts as given.
+        self.app_wrote(usize::MAX, now);
         self.session.receiver.swallow(now);
         self.session.settle(now);
     }
@@ -156,7 +246,16 @@ impl ClientEnd {
 
     /// `count` bytes of what waited were written into the client's socket.
     pub fn app_wrote(&mut self, count: usize, now: Instant) {
-        self.session.receiver.wrote(count, now);
+        let mut left = count;
+        while left > 0 {
+            let piece = self.session.receiver.front(left);
+            if piece.is_empty() {
+                break;
+            }
+            self.look_at_answer(&piece, now);
+            self.session.receiver.wrote(piece.len(), now);
+            left -= piece.len();
+        }
     }
 
     /// Takes a piece of the server's stream.
@@ -164,10 +263,10 @@ impl ClientEnd {
     /// # Errors
     /// When it makes no sense; what made none is ignored.
     pub fn handle_data(&mut self, data: &Data, payload: Bytes, now: Instant) -> Result<(), ProtocolError> {
-        let before = self.session.receiver.received();
         let Some(bytes) = self.session.handle_data(data, payload, now)? else { return Ok(()) };
-        if self.hash.is_some() {
-            self.look_at_answer(&bytes, before, now);
+        if self.session.receiver.swallows() {
+            // It counts as given at once.
+            self.look_at_answer(&bytes, now);
         }
         self.answered_c2s = self.session.sender.acked();
         self.recovered_at = None;
@@ -175,7 +274,12 @@ impl ClientEnd {
         Ok(())
     }
 
-    fn look_at_answer(&mut self, bytes: &[u8], offset: u64, now: Instant) {
+    /// The client is being given `bytes`.
+    fn look_at_answer(&mut self, bytes: &[u8], now: Instant) {
+        if self.hash.is_none() {
+            return;
+        }
+        let offset = self.session.receiver.written();
         let conversation = self.conversation(now);
         let mark = self.policy.server_answered(&conversation, bytes);
         if let Some(mark) = mark {
@@ -229,42 +333,49 @@ impl ClientEnd {
         }
         self.service = service;
         let next = Incarnation(self.session.incarnation.0.saturating_add(1)).max(service);
-        self.reconnect(next, now);
+        self.reconnect(next, Lost::Server, now);
     }
 
-    /// The server's end asks for the connect request again because this connection's process was lost.
+    /// The server's end asks for the connect request again because this connection's process was lost, or its ARMOR's.
     ///
     /// # Errors
     /// When it is of another connection.
     pub fn handle_replay(&mut self, replay: &Replay, now: Instant) -> Result<(), ProtocolError> {
         self.session.check_connection(replay.connection)?;
         if replay.incarnation == self.session.incarnation && self.connecting.is_none() {
-            self.reconnect(Incarnation(replay.incarnation.0.saturating_add(1)), now);
+            let lost = if replay.process_lives { Lost::Armor } else { Lost::Server };
+            self.reconnect(Incarnation(replay.incarnation.0.saturating_add(1)), lost, now);
         }
         Ok(())
     }
 
-    fn reconnect(&mut self, incarnation: Incarnation, now: Instant) {
+    fn reconnect(&mut self, incarnation: Incarnation, lost: Lost, now: Instant) {
         if self.session.is_over() || self.session.is_finished() {
             return;
         }
         let settled = match &self.connecting {
             Some(connecting) => connecting.settled,
-            None => self.settled(now),
+            None if lost == Lost::Server => self.settled(now),
+            None => None,
         };
         let mut resume = self.policy.resume();
         if self.session.receiver.fin_received() {
             // The server has said all; nobody has to say it again.
             resume = Resume::Present;
         } else if resume == Resume::Mark && !self.replayable {
-            if self.session.config.on_divergence == OnDivergence::Reset {
+            if lost == Lost::Armor {
+                resume = Resume::SameProcess;
+            } else if self.session.config.on_divergence == OnDivergence::Reset {
                 self.fail(ResetReason::NoReplay, ECONNREFUSED, now);
                 return;
+            } else {
+                self.policy.went_on_without_replay();
+                resume = Resume::Present;
             }
-            self.policy.went_on_without_replay();
-            resume = Resume::Present;
         }
         if resume == Resume::Mark {
+            // What the client was not given yet is the new process's to say, as it likes.
+            self.session.receiver.roll_back();
             self.session.sender.rewind(self.mark.c2s, self.prologue.said.clone());
         }
         self.session.suspend(incarnation);
@@ -326,7 +437,7 @@ impl ClientEnd {
             let ever = self.session.sender.acked_ever();
             let replayed = match resume {
                 Resume::Mark => ever.saturating_sub(reply.c2s.offset),
-                Resume::Present => 0,
+                Resume::Present | Resume::SameProcess => 0,
             };
             self.recovered_at = (resume == Resume::Mark).then(|| self.session.receiver.received());
             self.session.report(Event::Reconnected { service: reply.service, replayed });
@@ -468,7 +579,8 @@ impl ClientEnd {
             c2s_end: self.session.sender.end(),
             c2s_acked: self.session.sender.acked(),
             c2s_answered: self.answered_c2s,
-            s2c_received: self.session.receiver.received(),
+            s2c_received: self.session.receiver.written(),
+            s2c_waiting: self.session.receiver.waiting() as u64,
             recovering: self.connecting.is_some() || self.recovered_at.is_some(),
             now,
         }
@@ -481,7 +593,7 @@ impl ClientEnd {
             return;
         }
         let end = self.session.sender.end() + spoken;
-        let received = self.session.receiver.received();
+        let given = self.session.receiver.written();
         if !self.replayable && mark.c2s < self.session.sender.log.first() {
             // What it would need has left the log: the next one may do.
             return;
@@ -490,7 +602,7 @@ impl ClientEnd {
         let oldest = self.mark.c2s.max(prologue.said.len() as u64);
         let c2s_fits = (oldest..=end).contains(&mark.c2s) && mark.s2c >= prologue.answered.len() as u64;
         let unmoved = self.replayable && mark.s2c == self.mark.s2c && prologue == self.prologue;
-        let s2c_fits = (received..=received + answered).contains(&mark.s2c) || unmoved;
+        let s2c_fits = (given..=given + answered).contains(&mark.s2c) || unmoved;
         if !c2s_fits || !s2c_fits {
             if !self.mark_refused {
                 self.mark_refused = true;

@@ -1,27 +1,39 @@
 //! Comparing what a new server process says with what the client has been given, without keeping the bytes.
 //!
-//! Invariant: both ends hash the same range, from the mark to what the client's end had received, whatever the pieces.
+//! The hash is CRC32C and CRC32 side by side, 64 bits that two polynomials without a common factor give. Its whole state is the hash so
+//! far, so it goes on where it was when the ARMOR's process has died.
+//!
+//! Invariant: both ends hash the same range, from the mark to what the client was given, whatever the pieces.
 
-use xxhash_rust::xxh3::Xxh3;
+use super::saved::SavedRegeneration;
 
-/// XXH3-64 of a growing range of a stream.
-#[derive(Default)]
+/// Hash of a growing range of a stream.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct RangeHash {
-    hasher: Box<Xxh3>,
+    castagnoli: u32,
+    ieee: u32,
 }
 
 impl RangeHash {
+    /// Goes on from what [`RangeHash::digest`] said.
+    pub(crate) fn resume(digest: u64) -> Self {
+        RangeHash { castagnoli: (digest >> 32) as u32, ieee: digest as u32 }
+    }
+
     /// Forgets the range and begins another one.
     pub(crate) fn restart(&mut self) {
-        self.hasher.reset();
+        *self = RangeHash::default();
     }
 
     pub(crate) fn update(&mut self, bytes: &[u8]) {
-        self.hasher.update(bytes);
+        self.castagnoli = crc32c::crc32c_append(self.castagnoli, bytes);
+        let mut ieee = crc32fast::Hasher::new_with_initial(self.ieee);
+        ieee.update(bytes);
+        self.ieee = ieee.finalize();
     }
 
     pub(crate) fn digest(&self) -> u64 {
-        self.hasher.digest()
+        u64::from(self.castagnoli) << 32 | u64::from(self.ieee)
     }
 }
 
@@ -48,6 +60,16 @@ pub(crate) enum Regenerated {
 impl Regeneration {
     pub(crate) fn new(from: u64, until: u64, expected: u64) -> Self {
         Regeneration { from, at: from, until, expected, hash: RangeHash::default() }
+    }
+
+    pub(crate) fn save(&self) -> SavedRegeneration {
+        let Regeneration { from, at, until, expected, .. } = *self;
+        SavedRegeneration { from, at, until, expected, hash: self.hash.digest() }
+    }
+
+    pub(crate) fn restore(saved: &SavedRegeneration) -> Option<Self> {
+        let SavedRegeneration { from, at, until, expected, hash } = *saved;
+        (from <= at && at <= until).then(|| Regeneration { from, at, until, expected, hash: RangeHash::resume(hash) })
     }
 
     pub(crate) fn take(&mut self, bytes: &[u8]) -> Regenerated {
@@ -94,6 +116,10 @@ mod tests {
         assert_eq!(same.take(b"lo world and more"), Regenerated::Same(8));
         let mut other = Regeneration::new(7, 18, client.digest());
         assert_eq!(other.take(b"hello_world"), Regenerated::Different(11));
+        let mut resumed = RangeHash::resume(client.digest());
+        resumed.update(b"!");
+        client.update(b"!");
+        assert_eq!(resumed, client);
         client.restart();
         assert_eq!(Regeneration::new(18, 18, client.digest()).take(b""), Regenerated::Same(0));
     }

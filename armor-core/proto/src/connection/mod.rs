@@ -28,6 +28,7 @@ mod event;
 mod mark;
 mod receiver;
 mod record;
+mod saved;
 mod send_log;
 mod sender;
 mod server_end;
@@ -42,5 +43,6 @@ pub use mark::{
     mark_policy,
 };
 pub use record::{Ack, AckState, ConnectReply, ConnectRequest, Data, Direction, Mark, Record, Replay, Reset, ResetReason, Resume};
+pub use saved::RestoreError;
 pub use send_log::Spill;
 pub use server_end::{ConnectDecision, ServerEnd};

@@ -12,6 +12,7 @@ use bytes::{Buf, Bytes};
 use super::config::Config;
 use super::error::ProtocolError;
 use super::record::AckState;
+use super::saved::SavedReceiver;
 
 pub(crate) struct Receiver {
     queue: VecDeque<Bytes>,
@@ -58,6 +59,24 @@ impl Receiver {
             resend: false,
             asked: None,
         }
+    }
+
+    pub(crate) fn save(&self) -> SavedReceiver {
+        let Receiver { written, fin_passed, swallow, swallowed, .. } = *self;
+        SavedReceiver { written, fin_passed, swallow, swallowed }
+    }
+
+    /// What was received but not written is lost, and comes again.
+    pub(crate) fn restore(saved: &SavedReceiver, config: &Config) -> Receiver {
+        let SavedReceiver { written, fin_passed, swallow, swallowed } = *saved;
+        let fin = fin_passed.then_some(written);
+        Receiver { received: written, written, told: written, fin, fin_passed, swallow, swallowed, ..Receiver::new(config) }
+    }
+
+    /// So many bytes were written that never waited here: by the call during which the process died.
+    pub(crate) fn given(&mut self, count: u64) {
+        self.received += count;
+        self.written += count;
     }
 
     pub(crate) fn received(&self) -> u64 {
@@ -174,6 +193,20 @@ impl Receiver {
             filled += 1;
         }
         filled
+    }
+
+    /// The first bytes that wait, at most `most` of them and without a copy; empty when none do.
+    pub(crate) fn front(&self, most: usize) -> Bytes {
+        self.queue.front().map_or_else(Bytes::new, |piece| piece.slice(..piece.len().min(most)))
+    }
+
+    /// Forgets what waits: it comes again, or something else does.
+    pub(crate) fn roll_back(&mut self) {
+        self.queue.clear();
+        self.received = self.written;
+        if !self.fin_passed {
+            self.fin = None;
+        }
     }
 
     /// `count` bytes of what waits were written; more than what waits counts as all of it.

@@ -162,6 +162,8 @@ pub enum Resume {
     Present,
     /// From the mark: the client's bytes are replayed and the server's are compared.
     Mark,
+    /// With the process that there is, which must not be another one: nothing can be replayed.
+    SameProcess,
 }
 
 impl From<Resume> for u8 {
@@ -176,7 +178,8 @@ impl TryFrom<u8> for Resume {
         match byte {
             0 => Ok(Resume::Present),
             1 => Ok(Resume::Mark),
-            _ => Err("resume is neither 0 (present) nor 1 (mark)"),
+            2 => Ok(Resume::SameProcess),
+            _ => Err("resume is none of 0 (present), 1 (mark), 2 (same process)"),
         }
     }
 }
@@ -205,7 +208,7 @@ pub struct ConnectRequest {
     pub received_s2c: u64,
     /// The end of the server's stream has reached the client's end: the server has said all, no process is needed.
     pub fin_s2c: bool,
-    /// XXH3-64 of the server's bytes from `mark.s2c` to `received_s2c`.
+    /// CRC32C and CRC32 of the server's bytes from `mark.s2c` to `received_s2c`.
     pub hash_s2c: u64,
     /// Server's bytes beyond `written_s2c` that may be sent.
     pub window: u32,
@@ -231,14 +234,16 @@ pub struct ConnectReply {
     pub c2s: AckState,
 }
 
-/// The server's end asks for a new [`ConnectRequest`] (thesis §4.5.1), for example when one worker process of a service
-/// died and the service did not.
+/// The server's end asks for a new [`ConnectRequest`] (thesis §4.5.1): when one worker process of a service died and the
+/// service did not, or when its ARMOR's process did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Replay {
     /// Which connection.
     pub connection: ConnectionId,
-    /// Incarnation of the connection that has lost its process.
+    /// Incarnation of the connection that has lost its process, or its end.
     pub incarnation: Incarnation,
+    /// The process lives, or has said all: only the server's end was lost, and is restored.
+    pub process_lives: bool,
 }
 
 /// Any record, as `poll_transmit` yields it. Elements may send the struct inside as an operation of its own.

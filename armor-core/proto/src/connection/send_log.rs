@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::io;
 
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
 
 /// Memory that a chunk takes besides its bytes, so that a flood of tiny chunks is bounded too.
 pub(crate) const CHUNK_COST: usize = 64;
@@ -71,6 +71,20 @@ impl SendLog {
         }
     }
 
+    /// The log of a dead process, `from` to `end`: the last bytes of `pieces`, as far as they reach.
+    pub(crate) fn restore(pieces: Vec<Bytes>, from: u64, end: u64) -> Self {
+        let length: u64 = pieces.iter().map(|piece| piece.len() as u64).sum();
+        let mut skipped = length.saturating_sub(end.saturating_sub(from));
+        let mut log = SendLog::new(end.saturating_sub(length - skipped));
+        for mut piece in pieces {
+            let before = skipped.min(piece.len() as u64);
+            skipped -= before;
+            piece.advance(before as usize);
+            log.push(piece);
+        }
+        log
+    }
+
     pub(crate) fn set_spill(&mut self, spill: Box<dyn Spill + Send>) {
         self.spill = Some(spill);
     }
@@ -101,7 +115,7 @@ impl SendLog {
     }
 
     /// Oldest offset in memory.
-    fn memory_from(&self) -> u64 {
+    pub(crate) fn memory_from(&self) -> u64 {
         self.chunks.front().map_or(self.end, |chunk| chunk.start.max(self.first))
     }
 

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use super::config::Config;
 use super::error::ProtocolError;
 use super::record::AckState;
+use super::saved::{RestoreError, SavedSender};
 use super::send_log::SendLog;
 
 /// What goes into one [`Data`](super::Data).
@@ -85,6 +86,34 @@ impl Sender {
             retransmit_first: config.retransmit_first,
             retransmit_most: config.retransmit_most,
         }
+    }
+
+    pub(crate) fn save(&self) -> SavedSender {
+        let Sender { acked, acked_ever, ended, fin_acked, .. } = *self;
+        // A spill dies with the process. Where it holds what the peer's end may need again, the log cannot be taken up.
+        let in_memory = self.log.memory_from();
+        let log_from = if in_memory > acked.max(self.log.first()) { self.log.first() } else { in_memory };
+        SavedSender { log_from, log_end: self.log.end(), acked, acked_ever, ended, fin_acked }
+    }
+
+    /// Sends nothing before [`Sender::resume`].
+    pub(crate) fn restore(saved: &SavedSender, log: Vec<Bytes>, config: &Config) -> Result<Sender, RestoreError> {
+        let mut sender = Sender::new(config);
+        sender.log = SendLog::restore(log, saved.log_from, saved.log_end);
+        // What the peer's end held unwritten when the log began is not in it.
+        let needed = saved.acked.max(saved.log_from);
+        let got = sender.log.first();
+        if got > needed || needed > saved.log_end {
+            return Err(RestoreError::Log { expected: needed, got });
+        }
+        // A stream whose end the peer has is sent.
+        sender.log.seek(if saved.fin_acked { saved.log_end } else { saved.acked });
+        let next = sender.log.next();
+        (sender.acked, sender.confirmed, sender.sent, sender.limit) = (saved.acked, next, next, next);
+        sender.acked_ever = saved.acked_ever;
+        (sender.ended, sender.fin_sent, sender.fin_acked) = (saved.ended, saved.fin_acked, saved.fin_acked);
+        sender.keep_from = Some(sender.log.first());
+        Ok(sender)
     }
 
     pub(crate) fn acked(&self) -> u64 {

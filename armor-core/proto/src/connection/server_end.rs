@@ -17,8 +17,9 @@ use super::config::{Config, OnDivergence};
 use super::digest::{Regenerated, Regeneration};
 use super::error::ProtocolError;
 use super::event::{AppAction, Divergence, Event};
-use super::record::{Ack, ConnectReply, ConnectRequest, Data, Direction, Mark, Record, Replay, Reset, ResetReason};
-use super::session::Session;
+use super::record::{Ack, AckState, ConnectReply, ConnectRequest, Data, Direction, Mark, Record, Replay, Reset, ResetReason};
+use super::saved::{RestoreError, SavedServer};
+use super::session::{Ends, Session};
 use crate::ids::{ConnectionId, Incarnation};
 
 /// What the driver has to do about a connect request.
@@ -97,6 +98,74 @@ impl ServerEnd {
     /// The process's stream has ended and nobody has announced it: it may be dead, and its silence ends here.
     pub fn app_broke(&mut self, now: Instant) {
         self.broke_at.get_or_insert(now);
+    }
+
+    /// Appends what must outlive the ARMOR's process. Keep it, and the bytes that were read, before anything that
+    /// [`ServerEnd::poll_transmit`] gives is sent.
+    pub fn save(&self, state: &mut Vec<u8>) {
+        // A request that waits for a process is forgotten: the client's end says it again.
+        let requested = match &self.pending {
+            Some(pending) => pending.incarnation.0.checked_sub(1).map(Incarnation),
+            None => self.requested,
+        };
+        let saved = SavedServer {
+            session: self.session.save(),
+            requested,
+            answered: self.reply.is_some_and(|reply| reply.errno == 0),
+            seen: self.seen,
+            service: self.service,
+            done: self.done,
+            replaying: self.replaying,
+            regeneration: self.regeneration.as_ref().map(Regeneration::save),
+        };
+        // Into memory, numbers alone: there is nothing to fail.
+        let _ = rmp_serde::encode::write(state, &saved);
+    }
+
+    /// The end of a dead process, from its last saved state and the bytes that were read by then (any number of them, but the last
+    /// ones). Tell it what the last call had done (`app_read`,
+    /// [`ServerEnd::app_given`]), then [`ServerEnd::resume`].
+    ///
+    /// # Errors
+    /// When the state or the log is not such an end's.
+    pub fn restore(state: &[u8], log: Vec<Bytes>, config: Config, now: Instant) -> Result<ServerEnd, RestoreError> {
+        let saved: SavedServer = rmp_serde::from_slice(state)?;
+        let connection = saved.session.connection;
+        let mut session = Session::restore(&saved.session, log, Ends { outgoing: Direction::S2c, tolerance: 0 }, config, now)?;
+        session.sender.keep_from(None);
+        let reply = saved.requested.filter(|_| saved.answered).map(|requested| ConnectReply {
+            connection,
+            requested,
+            incarnation: saved.session.incarnation,
+            service: saved.service,
+            errno: 0,
+            c2s: AckState::default(),
+        });
+        Ok(ServerEnd {
+            requested: saved.requested,
+            reply,
+            seen: saved.seen,
+            done: saved.done,
+            replaying: saved.replaying,
+            service: saved.service,
+            regeneration: saved.regeneration.as_ref().and_then(Regeneration::restore),
+            session,
+            ..ServerEnd::new(connection, Config::default(), now)
+        })
+    }
+
+    /// The call during which the process died had given so many bytes to the server.
+    pub fn app_given(&mut self, count: usize) {
+        self.session.receiver.given(count as u64);
+    }
+
+    /// After [`ServerEnd::restore`]: asks the client's end to say where it is.
+    pub fn resume(&mut self, now: Instant) {
+        if self.seen.is_some() && !self.session.is_over() && !self.session.is_finished() {
+            self.asking = Some(Asking { due: true, at: now, wait: self.session.config.retransmit_first });
+        } else if self.session.is_finished() {
+            self.lost = None;
+        }
     }
 
     /// The process has died. Call it after everything it had said was read from its socket (`app_read`).
@@ -328,7 +397,11 @@ impl ServerEnd {
             asking.due = false;
             asking.at = now + asking.wait;
             asking.wait = (asking.wait * 2).min(self.session.config.retransmit_most);
-            let replay = Replay { connection: self.session.connection, incarnation: self.session.incarnation };
+            let replay = Replay {
+                connection: self.session.connection,
+                incarnation: self.session.incarnation,
+                process_lives: self.session.has_app() || self.done,
+            };
             return Some((Record::Replay(replay), Bytes::new()));
         }
         self.session.poll_transmit(now)

@@ -13,6 +13,7 @@ use super::error::ProtocolError;
 use super::event::{AppAction, Event};
 use super::receiver::Receiver;
 use super::record::{Ack, AckState, Data, Direction, Record, Reset, ResetReason};
+use super::saved::{RestoreError, SavedCourse, SavedSession};
 use super::sender::Sender;
 use crate::ids::{ConnectionId, Incarnation};
 
@@ -31,6 +32,14 @@ enum Course {
     ResetAnswered { reason: ResetReason },
     /// Nothing more will come.
     Drained,
+}
+
+/// In what the sessions of the two ends differ.
+#[derive(Clone, Copy)]
+pub(crate) struct Ends {
+    pub(crate) outgoing: Direction,
+    /// Bytes that an application which has closed may still be sent before the connection is reset.
+    pub(crate) tolerance: u64,
 }
 
 pub(crate) struct Session {
@@ -82,6 +91,48 @@ impl Session {
             tolerance,
             events: VecDeque::new(),
         }
+    }
+
+    pub(crate) fn save(&self) -> SavedSession {
+        let course = match self.course {
+            Course::Open => SavedCourse::Open,
+            Course::Finished { .. } => SavedCourse::Finished,
+            Course::Resetting { reason, .. } | Course::ResetAnswered { reason } => SavedCourse::Over(reason),
+            Course::Drained => SavedCourse::Over(ResetReason::Closed),
+        };
+        SavedSession {
+            connection: self.connection,
+            incarnation: self.incarnation,
+            named: self.named,
+            app: self.app,
+            course,
+            sender: self.sender.save(),
+            receiver: self.receiver.save(),
+        }
+    }
+
+    /// As it was, and suspended: no frames flow until [`Session::start`]. A finished one answers its peer as before.
+    pub(crate) fn restore(
+        saved: &SavedSession,
+        log: Vec<Bytes>,
+        ends: Ends,
+        config: Config,
+        now: Instant,
+    ) -> Result<Session, RestoreError> {
+        let mut session = Session::new(saved.connection, ends.outgoing, ends.tolerance, config, now);
+        session.sender = Sender::restore(&saved.sender, log, &session.config)?;
+        session.receiver = Receiver::restore(&saved.receiver, &session.config);
+        (session.incarnation, session.named, session.app) = (saved.incarnation, saved.named, saved.app);
+        match saved.course {
+            SavedCourse::Open => {}
+            SavedCourse::Finished => {
+                session.course = Course::Finished { until: now + session.config.linger };
+                session.open = true;
+            }
+            // Whether the peer and the application were told is not known: they are told again.
+            SavedCourse::Over(reason) => session.reset(reason, now),
+        }
+        Ok(session)
     }
 
     pub(crate) fn report(&mut self, event: Event) {

@@ -111,6 +111,10 @@ impl ServerProcess {
         self.eof = true;
     }
 
+    pub fn heard_eof(&self) -> bool {
+        self.eof
+    }
+
     /// Lets the process run until it has nothing to do or its socket is full.
     pub fn run(&mut self, disk: &mut Disk) {
         match self.model {

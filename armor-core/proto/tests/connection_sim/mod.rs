@@ -5,6 +5,7 @@
 #![allow(dead_code, unreachable_pub)]
 
 pub mod apps;
+mod armor_death;
 mod plan;
 pub mod protocols;
 
@@ -14,6 +15,7 @@ use std::io::IoSlice;
 use std::time::{Duration, Instant};
 
 use apps::{Client, Disk, Model, SOCKET, ServerProcess};
+use armor_death::{Call, Kept};
 use armor_proto::connection::{
     AppAction, ClientEnd, ConnectDecision, ConnectRequest, MarkPolicy, ProtocolError, Record, ServerEnd, TurnPolicy, mark_policy,
 };
@@ -72,6 +74,8 @@ pub struct World {
     number: u64,
     pub client: Option<ClientEnd>,
     pub server: Option<ServerEnd>,
+    kept_client: Kept,
+    kept_server: Kept,
     pub client_app: Client,
     pub process: Option<ServerProcess>,
     pub disk: Disk,
@@ -119,6 +123,8 @@ impl World {
             number: 0,
             client: Some(client),
             server: None,
+            kept_client: Kept::default(),
+            kept_server: Kept::default(),
             client_app,
             process: None,
             disk: Disk { sequence_end, ..Disk::default() },
@@ -206,6 +212,11 @@ impl World {
         }
         self.outcome.took = self.now - self.start;
         (std::mem::take(&mut self.outcome), self)
+    }
+
+    /// Processes of the server that this connection has had.
+    pub fn attachments(&self) -> u32 {
+        self.attachments
     }
 
     pub fn describe(&self) -> String {
@@ -312,6 +323,9 @@ impl World {
         match decision {
             Ok(ConnectDecision::Attach) => {
                 self.process = None;
+                if let Some(server) = &self.server {
+                    self.kept_server.save(|state| server.save(state));
+                }
                 self.wants_attach = true;
                 if self.service.is_some() {
                     self.attach();
@@ -328,6 +342,8 @@ impl World {
         if server.attached(service, self.now).is_err() {
             return;
         }
+        // A socket whose end was not saved is dropped after a death.
+        self.kept_server.save(|state| server.save(state));
         self.attached_from = server.progress().c2s;
         self.processes = self.processes.wrapping_add(1);
         let twist = if self.plan.twisted { self.processes } else { 0 };
@@ -345,6 +361,10 @@ impl World {
     fn kill(&mut self, index: usize) {
         self.done_kills[index] = true;
         let loss = self.plan.kills[index].1;
+        if loss.is_of_armor() {
+            self.armor_dies(loss, &Call::Nothing);
+            return;
+        }
         if self.service.is_none() {
             return;
         }
@@ -361,7 +381,7 @@ impl World {
                     self.post(now + delay, Parcel::WorkerUp, Bytes::new());
                 }
             }
-            Loss::Process | Loss::Node => {
+            Loss::Process | Loss::Node | Loss::ClientArmor | Loss::ServerArmor | Loss::BothArmors => {
                 self.service = None;
                 if comes_back {
                     self.post(now + delay, Parcel::ServiceUp, Bytes::new());
@@ -371,15 +391,49 @@ impl World {
         if loss == Loss::Node {
             self.process = None;
             self.server = None;
+            self.kept_server = Kept::default();
             self.wants_attach = false;
             return;
         }
         if let (Some(mut process), Some(server)) = (self.process.take(), &mut self.server) {
             // What the dead process had said is still in its socket.
             let rest: Vec<u8> = process.socket.drain(..).collect();
+            self.kept_server.read(&rest);
             server.app_read(rest.into(), now);
             server.server_lost(now);
+            self.kept_server.save(|state| server.save(state));
         }
+    }
+
+    /// The process of one ARMOR, or of the one that has both ends, dies and is started again. `call` is what it was doing to the
+    /// application of the first end.
+    fn armor_dies(&mut self, loss: Loss, call: &Call) {
+        let (now, seed) = (self.now, self.rng.random());
+        if loss != Loss::ServerArmor && self.client.is_some() {
+            self.outcome.armor_deaths += 1;
+            self.client = Some(self.kept_client.client(self.plan.policy, &self.plan.config, call, seed, now));
+            // Closed sockets are seen again.
+            self.client_eof_told = false;
+            self.client_close_told = false;
+        }
+        if loss != Loss::ClientArmor && self.server.is_some() {
+            self.outcome.armor_deaths += 1;
+            let nothing = Call::Nothing;
+            let call = if loss == Loss::ServerArmor { call } else { &nothing };
+            self.server = Some(self.kept_server.server(&self.plan.config, call, seed, now));
+            self.wants_attach = false;
+        }
+        if let Some(client) = &self.client {
+            self.kept_client.save(|state| client.save(state));
+        }
+        if let Some(server) = &self.server {
+            self.kept_server.save(|state| server.save(state));
+        }
+    }
+
+    /// Whether the ARMOR dies in the middle of the call that it makes now.
+    fn dies_in_call(&mut self) -> bool {
+        self.plan.armor_deaths > 0 && self.outcome.armor_deaths < 30 && self.rng.random_range(0..1000) < self.plan.armor_deaths
     }
 
     fn at_client(&mut self, record: Record, payload: Bytes) {
@@ -442,27 +496,37 @@ impl World {
             let delay = ms(self.rng.random_range(1..900));
             self.post(now + delay, Parcel::ClientGoesOn, Bytes::new());
         }
-        if !self.client_stalled {
+        let loss = if self.rng.random_bool(0.3) { Loss::BothArmors } else { Loss::ClientArmor };
+        if !self.client_stalled && self.client.is_some() {
             self.client_app.run();
         }
         if let Some(rest) = self.client_app.rests.filter(|rest| *rest > 0 && !self.client_rests) {
             self.client_rests = true;
             self.post(now + ms(rest), Parcel::ClientRested, Bytes::new());
         }
-        let Some(client) = &mut self.client else { return };
-        let app = &mut self.client_app;
         loop {
+            let dies = self.dies_in_call();
+            let Some(client) = &mut self.client else { return };
+            let app = &mut self.client_app;
             let take = Self::piece(&mut self.rng, client.read_capacity(), app.socket.len());
             if take == 0 {
                 break;
             }
+            self.kept_client.save(|state| client.save(state));
             let bytes: Vec<u8> = app.socket.drain(..take).collect();
+            self.kept_client.read(&bytes);
+            if dies {
+                self.armor_dies(loss, &Call::Read(bytes));
+                return;
+            }
             client.app_read(bytes.into(), now);
             self.outcome.largest_log = self.outcome.largest_log.max(client.log_memory());
             if !self.client_stalled {
                 app.run();
             }
         }
+        let Some(client) = &mut self.client else { return };
+        let app = &mut self.client_app;
         if app.socket.is_empty() && client.is_established() {
             if app.closed && !self.client_close_told {
                 self.client_close_told = true;
@@ -472,29 +536,44 @@ impl World {
                 client.app_eof(now);
             }
         }
-        while let Some(action) = client.poll_app(now) {
+        loop {
+            let dies = self.dies_in_call();
+            let repeats = self.outcome.armor_deaths > 0;
+            let Some(client) = &mut self.client else { return };
+            let app = &mut self.client_app;
+            let Some(action) = client.poll_app(now) else { break };
             match action {
                 AppAction::Write if self.client_stalled => break,
                 AppAction::Write => {
+                    self.kept_client.save(|state| client.save(state));
                     let mut slices = [IoSlice::new(&[]); 3];
                     let filled = client.app_slices(&mut slices);
-                    let all: Vec<u8> = slices[..filled].iter().flat_map(|s| s.iter().copied()).collect();
+                    let mut all: Vec<u8> = slices[..filled].iter().flat_map(|s| s.iter().copied()).collect();
                     let take = Self::piece(&mut self.rng, usize::MAX, all.len());
-                    app.hear(&all[..take]);
+                    all.truncate(take);
+                    app.hear(&all);
+                    if dies {
+                        self.armor_dies(loss, &Call::Wrote(all));
+                        return;
+                    }
                     client.app_wrote(take, now);
                 }
+                // An ARMOR that died in between does it again; to a socket it is the same.
+                AppAction::ShutdownWrite if repeats => app.eofs = 1,
                 AppAction::ShutdownWrite => app.eofs += 1,
                 AppAction::Reset(reason) => {
-                    assert!(self.outcome.client_reset.is_none(), "reset twice");
+                    assert!(repeats || self.outcome.client_reset.is_none(), "reset twice");
                     self.outcome.client_reset = Some((reason, now - self.start));
                 }
             }
         }
+        let Some(client) = &mut self.client else { return };
         let mut out = Vec::new();
         while let Some((record, payload)) = client.poll_transmit(now) {
             assert!(payload.len() <= self.plan.config.max_data);
             out.push((record, payload));
         }
+        self.kept_client.save(|state| client.save(state));
         while let Some(event) = client.poll_event() {
             self.outcome.client_events.push(event);
         }
@@ -513,21 +592,31 @@ impl World {
             let delay = ms(self.rng.random_range(1..900));
             self.post(now + delay, Parcel::ServerGoesOn, Bytes::new());
         }
-        let Some(server) = &mut self.server else { return };
-        while let Some(action) = server.poll_app(now) {
+        loop {
+            let dies = self.dies_in_call();
+            let repeats = self.outcome.armor_deaths > 0;
+            let Some(server) = &mut self.server else { return };
+            let Some(action) = server.poll_app(now) else { break };
             let Some(process) = &mut self.process else {
                 panic!("{action:?} without a process");
             };
             match action {
                 AppAction::Write if self.server_stalled => break,
                 AppAction::Write => {
+                    self.kept_server.save(|state| server.save(state));
                     let mut slices = [IoSlice::new(&[]); 3];
                     let filled = server.app_slices(&mut slices);
-                    let all: Vec<u8> = slices[..filled].iter().flat_map(|s| s.iter().copied()).collect();
+                    let mut all: Vec<u8> = slices[..filled].iter().flat_map(|s| s.iter().copied()).collect();
                     let take = Self::piece(&mut self.rng, SOCKET, all.len());
-                    process.hear(&all[..take], &mut self.disk);
+                    all.truncate(take);
+                    process.hear(&all, &mut self.disk);
+                    if dies {
+                        self.armor_dies(Loss::ServerArmor, &Call::Wrote(all));
+                        return;
+                    }
                     server.app_wrote(take, now);
                 }
+                AppAction::ShutdownWrite if repeats && process.heard_eof() => {}
                 AppAction::ShutdownWrite => process.hear_eof(),
                 AppAction::Reset(reason) => {
                     self.outcome.server_reset = Some(reason);
@@ -535,28 +624,36 @@ impl World {
                 }
             }
         }
-        if let Some(process) = &mut self.process {
-            if !self.server_stalled {
-                process.run(&mut self.disk);
+        if let Some(process) = self.process.as_mut().filter(|_| !self.server_stalled) {
+            process.run(&mut self.disk);
+        }
+        while self.process.is_some() {
+            let dies = self.dies_in_call();
+            let (Some(server), Some(process)) = (&mut self.server, &mut self.process) else { return };
+            let take = Self::piece(&mut self.rng, server.read_capacity(), process.socket.len());
+            if take == 0 {
+                break;
             }
-            loop {
-                let take = Self::piece(&mut self.rng, server.read_capacity(), process.socket.len());
-                if take == 0 {
-                    break;
-                }
-                let bytes: Vec<u8> = process.socket.drain(..take).collect();
-                server.app_read(bytes.into(), now);
+            self.kept_server.save(|state| server.save(state));
+            let bytes: Vec<u8> = process.socket.drain(..take).collect();
+            self.kept_server.read(&bytes);
+            if dies {
+                self.armor_dies(Loss::ServerArmor, &Call::Read(bytes));
+                return;
             }
-            if process.closed && process.socket.is_empty() && server.is_attached() {
-                server.app_closed(now);
-                self.process = None;
-            }
+            server.app_read(bytes.into(), now);
+        }
+        let Some(server) = &mut self.server else { return };
+        if self.process.as_ref().is_some_and(|process| process.closed && process.socket.is_empty()) && server.is_attached() {
+            server.app_closed(now);
+            self.process = None;
         }
         let mut out = Vec::new();
         while let Some((record, payload)) = server.poll_transmit(now) {
             assert!(payload.len() <= self.plan.config.max_data);
             out.push((record, payload));
         }
+        self.kept_server.save(|state| server.save(state));
         while let Some(event) = server.poll_event() {
             self.outcome.server_events.push(event);
         }

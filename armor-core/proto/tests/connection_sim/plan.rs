@@ -33,6 +33,17 @@ pub enum Loss {
     Node,
     /// Only this connection's worker: the service lives on and is connected to again.
     Worker,
+    /// No process of an application, but the process of the ARMOR at the client's end, the server's, or of one ARMOR that has both.
+    ClientArmor,
+    ServerArmor,
+    BothArmors,
+}
+
+impl Loss {
+    /// The server's processes live on.
+    pub fn is_of_armor(self) -> bool {
+        matches!(self, Loss::ClientArmor | Loss::ServerArmor | Loss::BothArmors)
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -62,6 +73,8 @@ pub struct Plan {
     /// The server does too.
     pub server_stalls: bool,
     pub spill: bool,
+    /// Per mille of the calls on an application's socket during which an ARMOR dies.
+    pub armor_deaths: u32,
 }
 
 impl Plan {
@@ -84,7 +97,21 @@ impl Plan {
             stalls: false,
             server_stalls: true,
             spill: false,
+            armor_deaths: 0,
         }
+    }
+
+    /// The same, and ARMORs die too: now and then, and in the middle of calls.
+    pub fn rough_for_armors(seed: u64, model: Model, policy: &'static str, kills: usize) -> Self {
+        let mut plan = Plan::rough(seed, model, policy, kills);
+        let mut rng = StdRng::seed_from_u64(seed ^ 0xa3303);
+        for (_, loss) in &mut plan.kills {
+            if rng.random_bool(0.6) {
+                *loss = [Loss::ClientArmor, Loss::ServerArmor, Loss::BothArmors][rng.random_range(0..3)];
+            }
+        }
+        plan.armor_deaths = [0, 5, 100][rng.random_range(0..3)];
+        plan
     }
 
     /// Draws a bad network, and `kills` deaths of the server.
@@ -151,6 +178,7 @@ pub struct Outcome {
     pub frames: u64,
     pub bytes_sent: u64,
     pub kills: usize,
+    pub armor_deaths: usize,
     pub largest_log: usize,
 }
 

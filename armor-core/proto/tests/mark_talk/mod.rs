@@ -46,6 +46,7 @@ impl Talk {
             c2s_acked: self.said.c2s,
             c2s_answered: self.answered,
             s2c_received: self.said.s2c,
+            s2c_waiting: 0,
             recovering: false,
             now: self.start,
         };

@@ -43,8 +43,10 @@ pub struct Conversation {
     pub c2s_acked: u64,
     /// [`Conversation::c2s_acked`] when the server last said something new: what it knew of when it answered.
     pub c2s_answered: u64,
-    /// Server's bytes so far, without the ones that are just being looked at.
+    /// Server's bytes that the client was given so far, without the ones that are just being looked at.
     pub s2c_received: u64,
+    /// Server's bytes behind them that are here and wait for the client to take them.
+    pub s2c_waiting: u64,
     /// The server was lost, and no new process has yet said anything that the client had not been given before. Marks
     /// that are returned between the loss and the new connection are ignored.
     pub recovering: bool,
@@ -96,7 +98,7 @@ pub trait MarkPolicy {
     /// The client is about to say `bytes`.
     fn client_spoke(&mut self, conversation: &Conversation, bytes: &[u8]) -> Option<Mark>;
 
-    /// The server has said `bytes`.
+    /// The client was given `bytes`, which the server has said.
     fn server_answered(&mut self, _conversation: &Conversation, _bytes: &[u8]) -> Option<Mark> {
         None
     }

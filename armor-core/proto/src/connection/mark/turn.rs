@@ -52,7 +52,9 @@ impl TurnPolicy {
 
     fn answered(&self, at: &Conversation) -> bool {
         let both = !self.heard.greeted && self.heard.spoken;
-        both && at.s2c_received > at.mark.s2c && at.c2s_answered == at.c2s_end && !at.recovering
+        // What waits belongs to the answer: a new process would have to say it, and it would not.
+        let heard_all = at.s2c_received > at.mark.s2c && at.s2c_waiting == 0;
+        both && heard_all && at.c2s_answered == at.c2s_end && !at.recovering
     }
 }
 
@@ -90,7 +92,7 @@ mod tests {
 
     fn at(c2s_end: u64, c2s_acked: u64, s2c_received: u64, mark: Mark) -> Conversation {
         let now = Instant::now();
-        Conversation { mark, c2s_end, c2s_acked, c2s_answered: c2s_acked, s2c_received, recovering: false, now }
+        Conversation { mark, c2s_end, c2s_acked, c2s_answered: c2s_acked, s2c_received, s2c_waiting: 0, recovering: false, now }
     }
 
     #[test]

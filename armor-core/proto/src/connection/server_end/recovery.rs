@@ -26,7 +26,13 @@ impl ServerEnd {
             return Ok(ConnectDecision::Over);
         }
         if self.requested.is_some_and(|last| request.incarnation <= last) {
-            self.reply_due |= self.requested == Some(request.incarnation) && self.reply.is_some();
+            if self.requested == Some(request.incarnation) && self.reply.is_some() {
+                self.reply_due = true;
+                if let Some(asking) = &mut self.asking {
+                    // After a restoration: the client's end is told where it is, and then to come again.
+                    asking.due = true;
+                }
+            }
             return Ok(ConnectDecision::Nothing);
         }
         let known = self.knows(request);
@@ -36,10 +42,15 @@ impl ServerEnd {
         self.reply = None;
         self.asking = None;
         if self.keeps_process(request, done) {
+            self.lost = None;
             self.session.receiver.renew_acks();
             self.session.sender.resume(&received_by(request))?;
             self.start(request, self.service, now);
             return Ok(ConnectDecision::Nothing);
+        }
+        if request.resume == Resume::SameProcess && !done {
+            self.session.reset(ResetReason::NoReplay, now);
+            return Ok(ConnectDecision::Over);
         }
         self.lose_process();
         self.done = done;
@@ -66,7 +77,7 @@ impl ServerEnd {
             && self.check(request, done).is_ok()
     }
 
-    /// Two requests for one failure, and the first has brought a process already.
+    /// Two requests for one failure, and the first has brought a process already; or one of the two ends was restored.
     fn keeps_process(&self, request: &ConnectRequest, done: bool) -> bool {
         self.knows(request) && !done && self.session.has_app() && self.service >= request.service
     }
@@ -132,11 +143,12 @@ impl ServerEnd {
         let settled = self.is_settled(&request);
         let ack = received_by(&request);
         match request.resume {
-            Resume::Present if self.knows(&request) => {
+            // `SameProcess` is never attached.
+            Resume::Present | Resume::SameProcess if self.knows(&request) => {
                 self.session.receiver.renew();
                 self.session.sender.resume(&ack)?;
             }
-            Resume::Present => {
+            Resume::Present | Resume::SameProcess => {
                 self.session.receiver.restart(request.acked_c2s);
                 self.session.sender.restart(&ack);
             }
@@ -158,8 +170,7 @@ impl ServerEnd {
         }
         let replayed = match request.resume {
             Resume::Mark if !settled => request.acked_c2s.saturating_sub(request.mark.c2s),
-            Resume::Mark => 0,
-            Resume::Present => 0,
+            Resume::Mark | Resume::Present | Resume::SameProcess => 0,
         };
         self.session.report(Event::Reconnected { service, replayed });
         if replayed > 0 {

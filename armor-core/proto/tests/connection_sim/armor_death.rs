@@ -1,0 +1,76 @@
+//! ARMORs whose process dies: what a journal would keep of each end, and the ends that are made from it.
+
+use std::time::Instant;
+
+use armor_proto::connection::{ClientEnd, Config, MarkPolicy, ServerEnd, mark_policy};
+use bytes::Bytes;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+/// What outlives the ARMOR of one end.
+#[derive(Default)]
+pub struct Kept {
+    state: Vec<u8>,
+    /// Bytes read from the application by that state.
+    read: usize,
+    /// All bytes ever read from the application's sockets.
+    bytes: Vec<u8>,
+}
+
+/// What the call after the last save has done before the process died.
+pub enum Call {
+    Nothing,
+    Read(Vec<u8>),
+    Wrote(Vec<u8>),
+}
+
+impl Kept {
+    pub fn save(&mut self, save: impl FnOnce(&mut Vec<u8>)) {
+        self.state.clear();
+        save(&mut self.state);
+        self.read = self.bytes.len();
+        assert!(self.state.len() <= 1600, "a state of {} bytes", self.state.len());
+    }
+
+    /// The application's bytes have left its socket.
+    pub fn read(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// In pieces, and with some older bytes that are still there.
+    fn log(&self, rng: &mut StdRng) -> Vec<Bytes> {
+        let mut pieces = Vec::new();
+        let mut rest = &self.bytes[..self.read];
+        while !rest.is_empty() {
+            let (piece, more) = rest.split_at(rng.random_range(1..=rest.len().min(5000)));
+            pieces.push(Bytes::copy_from_slice(piece));
+            rest = more;
+        }
+        pieces
+    }
+
+    pub fn client(&mut self, policy: &str, config: &Config, call: &Call, seed: u64, now: Instant) -> ClientEnd {
+        let policy: Box<dyn MarkPolicy + Send> = mark_policy(policy).expect("a known policy");
+        let log = self.log(&mut StdRng::seed_from_u64(seed));
+        let mut end = ClientEnd::restore(&self.state, log, config.clone(), policy, now).expect("a state that was saved");
+        match call {
+            Call::Nothing => {}
+            Call::Read(bytes) => end.app_read(Bytes::copy_from_slice(bytes), now),
+            Call::Wrote(bytes) => end.app_given(bytes, now),
+        }
+        end.resume(now);
+        end
+    }
+
+    pub fn server(&mut self, config: &Config, call: &Call, seed: u64, now: Instant) -> ServerEnd {
+        let log = self.log(&mut StdRng::seed_from_u64(seed));
+        let mut end = ServerEnd::restore(&self.state, log, config.clone(), now).expect("a state that was saved");
+        match call {
+            Call::Nothing => {}
+            Call::Read(bytes) => end.app_read(Bytes::copy_from_slice(bytes), now),
+            Call::Wrote(bytes) => end.app_given(bytes.len()),
+        }
+        end.resume(now);
+        end
+    }
+}
