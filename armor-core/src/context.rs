@@ -77,6 +77,8 @@ pub enum Effect {
     Complaint(Event),
     /// The element's state has changed and should be captured.
     StateChanged,
+    /// Do this when all that was asked for before is done.
+    Then(Box<dyn FnOnce()>),
     /// End this ARMOR in an orderly way.
     Shutdown,
     /// An invariant is broken: the ARMOR goes down at once and is recovered from its last captured state.
@@ -209,6 +211,12 @@ impl<'a> Context<'a> {
     /// Says that [`Element::capture`] has something new.
     pub fn state_changed(&mut self) {
         self.effects.push(Effect::StateChanged);
+    }
+
+    /// Does something when what was asked for before is done, so that nobody is told of a state before it is captured. In an Arbiter of its
+    /// own an element is not told when that is: there it is done at once.
+    pub fn then(&mut self, work: impl FnOnce() + 'static) {
+        self.effects.push(Effect::Then(Box::new(work)));
     }
 
     /// Ends this ARMOR in an orderly way.

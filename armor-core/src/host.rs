@@ -136,7 +136,8 @@ fn stop_system() {
 
 /// Runs an ARMOR in this thread until it is shut down (`MSG_SHUTDOWN`, SIGTERM or SIGINT).
 ///
-/// With `restore`, captured state of an earlier life in the same run directory is given back to the elements.
+/// With `restore`, captured state of an earlier life in the same run directory is given back to the elements. `ready` is called when all
+/// have started, inside the event loop: what it spawns with `tokio::task::spawn_local` runs beside them.
 ///
 /// # Errors
 /// When the composition is wrong, the run directory cannot be written, or an element cannot start.
@@ -159,9 +160,9 @@ pub fn run(composition: &Composition, kinds: &[ElementKind], setup: Setup, resto
         }
         armor.start(captured.as_ref()).map_err(|(element, reason)| RunError::Start { armor: setup.name.clone(), element, reason })?;
         end_on_signals(&armor);
+        ready();
         Ok(armor)
     })?;
-    ready();
     let ended = system.run().map_err(RunError::System);
     drop(started);
     ended

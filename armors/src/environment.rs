@@ -1,7 +1,7 @@
 //! Run directories: `<base>/<name>/` holds an ARMOR's pid file, sockets, captured state and log.
 //!
 //! Invariants: an ARMOR lives as long as it holds the lock on its pid file, whatever number stands in it (numbers are used
-//! again by others); a directory that somebody else owns is never used.
+//! again by others), and so does a vault; a directory that somebody else owns is never used.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{Read as _, Write as _};
@@ -9,9 +9,12 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use armor_proto::ids::ArmorId;
 use rustix::fs::FlockOperation;
+use rustix::process::Signal;
+
+use crate::ending::Process;
 
 /// Which environment a command is about.
 #[derive(clap::Args, Debug, Clone)]
@@ -32,6 +35,11 @@ impl std::fmt::Display for NotUp {
 }
 
 impl std::error::Error for NotUp {}
+
+/// How long a file may be locked by one who only looks whether it is.
+const HELD_WITHIN: Duration = Duration::from_millis(300);
+/// How long an ARMOR that its vault is starting again is waited for.
+const SETTLES_WITHIN: Duration = Duration::from_secs(3);
 
 /// `base/node1/armors/web`.
 const INSTALLED_DEPTH: usize = 3;
@@ -74,8 +82,15 @@ impl Base {
         ArmorDirectory { name: name.to_owned(), path: self.path.join(name) }
     }
 
-    /// Every living ARMOR under this base, installed ones below their daemons too, the deepest ones last.
+    /// Every living ARMOR under this base, installed ones below their daemons too, the deepest ones last. One that is just being started again
+    /// by its vault is waited for.
     pub(crate) fn living(&self) -> Vec<(ArmorDirectory, u32)> {
+        let settled = |directory: ArmorDirectory| directory.settled_pid().map(|pid| (directory, pid));
+        self.directories().into_iter().filter_map(settled).collect()
+    }
+
+    /// Every directory under this base that may be an ARMOR's.
+    fn directories(&self) -> Vec<ArmorDirectory> {
         let mut found = Vec::new();
         let mut level = vec![(String::new(), self.path.clone())];
         for _ in 0..INSTALLED_DEPTH {
@@ -85,10 +100,7 @@ impl Base {
                 entries.sort_by_key(std::fs::DirEntry::file_name);
                 for entry in entries.iter().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
                     let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
-                    let directory = ArmorDirectory { name: name.clone(), path: entry.path() };
-                    if let Some(pid) = directory.pid() {
-                        found.push((directory, pid));
-                    }
+                    found.push(ArmorDirectory { name: name.clone(), path: entry.path() });
                     // A daemon installs node1/web in node1/armors/web.
                     let prefix = if entry.file_name() == "armors" { prefix.clone() } else { format!("{name}/") };
                     next.push((prefix, entry.path()));
@@ -97,6 +109,11 @@ impl Base {
             level = next;
         }
         found
+    }
+
+    /// Every ARMOR that lives, or would be started again by its vault.
+    pub(crate) fn present(&self) -> Vec<ArmorDirectory> {
+        self.directories().into_iter().filter(|directory| directory.vault().is_some() || directory.pid().is_some()).collect()
     }
 
     /// The living daemons of this machine: ARMORs with a gateway that are not the FTM.
@@ -112,7 +129,7 @@ impl Base {
     pub(crate) fn node(&self, asked: Option<&str>) -> anyhow::Result<ArmorDirectory> {
         if let Some(name) = asked {
             let directory = self.armor(name);
-            return match directory.pid() {
+            return match directory.settled_pid() {
                 Some(_) => Ok(directory),
                 None => Err(self.not_up(&format!("daemon {name} does not run in {}", self.path.display()), &format!(" --node {name}"))),
             };
@@ -134,16 +151,20 @@ impl Base {
     /// Where to speak from: the FTM of this machine, else a daemon.
     pub(crate) fn entrance(&self) -> anyhow::Result<ArmorDirectory> {
         let ftm = self.armor("ftm");
-        if ftm.pid().is_some() { Ok(ftm) } else { self.node(None) }
+        if ftm.settled_pid().is_some() { Ok(ftm) } else { self.node(None) }
     }
 
     fn not_up(&self, what: &str, option: &str) -> anyhow::Error {
         NotUp(format!("{what}; start it with `armor up{option}{}`", self.option())).into()
     }
 
-    /// Makes the directory, mode 0700.
-    pub(crate) fn create(&self) -> anyhow::Result<()> {
-        create_owned(&self.path)
+    /// Makes the directory, mode 0700, and waits until nobody else who does so starts anything in it.
+    pub(crate) fn create(&self) -> anyhow::Result<File> {
+        create_owned(&self.path)?;
+        let unusable = || format!("run directory {} cannot be locked; choose another with --run-dir", self.path.display());
+        let directory = File::open(&self.path).with_context(unusable)?;
+        rustix::fs::flock(&directory, FlockOperation::LockExclusive).with_context(unusable)?;
+        Ok(directory)
     }
 }
 
@@ -182,13 +203,25 @@ impl ArmorDirectory {
         self.path.join("pid")
     }
 
-    fn ready_file(&self) -> PathBuf {
+    fn vault_file(&self) -> PathBuf {
+        self.path.join("vault.pid")
+    }
+
+    /// Where the ARMOR's vault listens.
+    pub(crate) fn vault_socket(&self) -> PathBuf {
+        self.path.join("vault.sock")
+    }
+
+    /// There when the ARMOR has started all its elements.
+    pub(crate) fn ready_file(&self) -> PathBuf {
         self.path.join("ready")
     }
 
     /// Whether the ARMOR has started all its elements.
     pub(crate) fn is_ready(&self) -> bool {
-        self.ready_file().exists() && self.pid().is_some()
+        // The file of an earlier life names another process.
+        let ready = std::fs::read_to_string(self.ready_file()).ok().and_then(|text| text.trim().parse().ok());
+        ready.is_some() && ready == self.pid()
     }
 
     /// Where the ARMOR accepts links, as its transport wrote it.
@@ -198,23 +231,37 @@ impl ArmorDirectory {
 
     /// Process of the ARMOR, when it lives.
     pub(crate) fn pid(&self) -> Option<u32> {
-        for _ in 0..20 {
-            let mut file = File::open(self.pid_file()).ok()?;
-            if rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared).is_ok() {
-                // Closing would not be enough while a program that another thread is just starting holds a copy.
-                let _ = rustix::fs::flock(&file, FlockOperation::Unlock);
-                return None;
-            }
-            let mut text = String::new();
-            if file.read_to_string(&mut text).is_ok()
-                && let Ok(pid) = text.trim().parse()
-            {
-                return Some(pid);
-            }
-            // It has the lock and writes its number just now.
-            std::thread::sleep(Duration::from_millis(2));
+        holder(&self.pid_file())
+    }
+
+    /// Process of the ARMOR's vault, when it lives.
+    pub(crate) fn vault(&self) -> Option<u32> {
+        holder(&self.vault_file())
+    }
+
+    /// Process of the ARMOR, when it lives. While its vault is starting it again it is waited for.
+    pub(crate) fn settled_pid(&self) -> Option<u32> {
+        let deadline = Instant::now() + SETTLES_WITHIN;
+        while !self.is_ready() && self.vault().is_some() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
         }
-        None
+        self.pid()
+    }
+
+    fn prepare(&self) -> anyhow::Result<()> {
+        create_owned(&self.path)?;
+        let longest = self.path.join(armor_proto::hookup::CLIENT_SOCKET);
+        if longest.as_os_str().len() > 107 {
+            bail!("run directory {} is too long for socket names (108 bytes); choose a shorter one with --run-dir", self.path.display());
+        }
+        Ok(())
+    }
+
+    fn runs_already(&self) -> anyhow::Error {
+        let process = self.pid().map(|pid| format!(" (pid {pid})"));
+        let process = process.or_else(|| self.vault().map(|pid| format!(" (its vault is pid {pid})"))).unwrap_or_default();
+        let path = self.path.display();
+        anyhow!("ARMOR {} runs already in {path}{process}; end it with `armor down` or choose another --run-dir", self.name)
     }
 
     /// Says that this process is the ARMOR.
@@ -222,32 +269,65 @@ impl ArmorDirectory {
     /// # Errors
     /// When another process is, or the directory cannot be used.
     pub(crate) fn claim(&self) -> anyhow::Result<Claim> {
-        create_owned(&self.path)?;
-        let longest = self.path.join(armor_proto::hookup::CLIENT_SOCKET);
-        if longest.as_os_str().len() > 107 {
-            bail!("run directory {} is too long for socket names (108 bytes); choose a shorter one with --run-dir", self.path.display());
+        self.prepare()?;
+        let file = self.hold(&self.pid_file(), HELD_WITHIN)?;
+        let _ = std::fs::remove_file(self.ready_file());
+        Ok(Claim { file, ready: self.ready_file(), files: vec![self.ready_file(), self.pid_file()] })
+    }
+
+    /// For an ARMOR that is to run without a vault.
+    ///
+    /// # Errors
+    /// When there is a vault, which would start another one.
+    pub(crate) fn refuse_under_vault(&self) -> anyhow::Result<()> {
+        if self.vault().is_some() { Err(self.runs_already()) } else { Ok(()) }
+    }
+
+    /// Says that this process is the vault of an ARMOR that does not run yet.
+    ///
+    /// # Errors
+    /// When the ARMOR or another vault runs, or the directory cannot be used.
+    pub(crate) fn claim_vault(&self) -> anyhow::Result<Claim> {
+        self.prepare()?;
+        let file = self.hold(&self.vault_file(), HELD_WITHIN)?;
+        let claim = Claim { file, ready: self.ready_file(), files: vec![self.vault_file()] };
+        if self.pid().is_some() {
+            return Err(self.runs_already());
         }
-        let path = self.pid_file();
+        // Of an earlier life.
+        let _ = std::fs::remove_file(self.ready_file());
+        Ok(claim)
+    }
+
+    /// Says that this process is the vault in the place of another one, which is killed if it still lives.
+    ///
+    /// # Errors
+    /// When that one does not die, or the directory cannot be used.
+    pub(crate) fn take_over_vault(&self) -> anyhow::Result<Claim> {
+        self.prepare()?;
+        if let Some(lost) = Process::of(|| self.vault()) {
+            lost.signal(Signal::KILL);
+        }
+        let file = self.hold(&self.vault_file(), Duration::from_secs(5))?;
+        Ok(Claim { file, ready: self.ready_file(), files: vec![self.vault_file()] })
+    }
+
+    /// Locks a file and writes the own number into it.
+    fn hold(&self, path: &Path, patience: Duration) -> anyhow::Result<File> {
         let unusable = || format!("run directory {} cannot be used; choose another with --run-dir", self.path.display());
-        let deadline = Instant::now() + Duration::from_millis(300);
+        let deadline = Instant::now() + patience;
         loop {
             let mut file =
-                OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path).with_context(unusable)?;
+                OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path).with_context(unusable)?;
             if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
                 // The holder before may have removed the file between the opening and the lock.
-                let current = std::fs::metadata(&path).is_ok_and(|now| file.metadata().is_ok_and(|own| own.ino() == now.ino()));
+                let current = std::fs::metadata(path).is_ok_and(|now| file.metadata().is_ok_and(|own| own.ino() == now.ino()));
                 if current {
-                    let _ = std::fs::remove_file(self.ready_file());
                     file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).with_context(unusable)?;
-                    return Ok(Claim { file, directory: self.clone() });
+                    return Ok(file);
                 }
-            } else if Instant::now() > deadline {
-                let pid = self.pid().map_or_else(String::new, |pid| format!(" (pid {pid})"));
-                bail!(
-                    "ARMOR {} runs already in {}{pid}; end it with `armor down` or choose another --run-dir",
-                    self.name,
-                    self.path.display()
-                );
+            } else if Instant::now() >= deadline {
+                return Err(self.runs_already());
             }
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -293,7 +373,7 @@ impl ArmorDirectory {
         for entry in std::fs::read_dir(&self.path).into_iter().flatten().flatten() {
             let path = entry.path();
             if path.extension().is_some_and(|extension| extension == "sock")
-                || ["pid", "ready", "tcp.addr"].iter().any(|&name| entry.file_name() == name)
+                || ["pid", "vault.pid", "ready", "tcp.addr"].iter().any(|&name| entry.file_name() == name)
             {
                 let _ = std::fs::remove_file(path);
             }
@@ -318,24 +398,47 @@ pub(crate) fn tail(log: &Path) -> String {
     format!("the last lines of {}:\n    {last}", log.display())
 }
 
+/// Number of the process that holds the lock on a file.
+fn holder(path: &Path) -> Option<u32> {
+    for _ in 0..20 {
+        let mut file = File::open(path).ok()?;
+        if rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared).is_ok() {
+            // Closing would not be enough while a program that another thread is just starting holds a copy.
+            let _ = rustix::fs::flock(&file, FlockOperation::Unlock);
+            return None;
+        }
+        let mut text = String::new();
+        if file.read_to_string(&mut text).is_ok()
+            && let Ok(pid) = text.trim().parse()
+        {
+            return Some(pid);
+        }
+        // It has the lock and writes its number just now.
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    None
+}
+
 /// This process's hold on a run directory. The files go when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Claim {
     file: File,
-    directory: ArmorDirectory,
+    ready: PathBuf,
+    files: Vec<PathBuf>,
 }
 
 impl Claim {
     /// Says that all elements have started.
     pub(crate) fn ready(&self) -> std::io::Result<()> {
-        std::fs::write(self.directory.ready_file(), format!("{}\n", std::process::id()))
+        std::fs::write(&self.ready, format!("{}\n", std::process::id()))
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(self.directory.ready_file());
-        let _ = std::fs::remove_file(self.directory.pid_file());
+        for file in &self.files {
+            let _ = std::fs::remove_file(file);
+        }
         let _ = rustix::fs::flock(&self.file, FlockOperation::Unlock);
     }
 }

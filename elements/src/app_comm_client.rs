@@ -9,6 +9,9 @@
 //! Configuration: `closed` (refuse what is no registered service, thesis §4.2.1), `allowed_uids`, `window_bytes`, `log_bytes`,
 //! `spill_bytes` and `spill_dir` (where a log goes beyond `log_bytes`), `max_connections`.
 
+#[path = "app_comm_client/restored.rs"]
+mod restored;
+
 use std::collections::{HashMap, VecDeque};
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -19,15 +22,17 @@ use std::time::{Duration, Instant};
 use armor_core::context::Context;
 use armor_core::element::{Element, Operations, Setup};
 use armor_core::events::Event;
+use armor_journal::{Bounds, Journal, Recovery};
 use armor_proto::connection::{ClientEnd, ConnectRequest, Event as EndEvent, Replay, ResetReason};
 use armor_proto::hookup::{CLIENT_SOCKET, Endpoint, Name, Reply, Request, Role};
 use armor_proto::ids::{ArmorId, ConnectionId};
+use restored::{About, Keys, Wait};
 use serde::Deserialize;
 
 use crate::endpoints::{
-    AT_ONCE, ApplicationSocket, Asked, Crowd, Ending, HookupListener, LISTED, Pending, Port, Proxy, Read, ReadBuffer, Remembered, ReplyTo, ServerTable,
-    SpillFile, Whereabouts, client_pair, connection_config, descriptors, get_option_for, how_ended, let_bind_choose_a_port, policy, set_option_for,
-    source_address_for,
+    AT_ONCE, ApplicationSocket, Asked, Crowd, Ending, Handed, HookupListener, Keeping, LISTED, Note, Pending, Port, Proxy, Read, Remembered, ReplyTo,
+    ServerTable, SpillFile, Whereabouts, client_pair, connection_config, descriptors, get_option_for, how_ended, let_bind_choose_a_port, policy,
+    set_option_for, source_address_for,
 };
 use crate::operations::{
     AppClientConnected, AppLookupServerInfo, AppServerInfo, AppServerSubscribe, AppServerTable, AppServerTableAck, AppcommAck,
@@ -67,6 +72,7 @@ struct Client {
     server: ServerRow,
     dialled: Endpoint,
     /// The application's original socket: keeps the local port and answers for its TCP options.
+    /// Not kept in the vault, so that its port is free as soon as the client has closed it.
     holder: Option<OwnedFd>,
     waiting: Option<Waiting>,
     looked_up: bool,
@@ -104,8 +110,11 @@ pub struct AppCommClient {
     clients: HashMap<ConnectionId, Client>,
     resets: Remembered<ResetReason>,
     crowd: Crowd,
-    buffer: ReadBuffer,
     next: u64,
+    keeping: Keeping,
+    journal: Journal,
+    /// What an earlier life has left, until this one starts.
+    left: Option<(Result<Recovery, String>, Handed)>,
 }
 
 impl Element for AppCommClient {
@@ -117,14 +126,17 @@ impl Element for AppCommClient {
     fn new(config: Config, setup: &Setup) -> Result<Self, String> {
         // Ids are drawn per life of the ARMOR, so that those of an earlier life never come again.
         let next = armor_core::events::now_ms() << 20 ^ setup.armor.0;
-        let socket = setup.run_dir.join(CLIENT_SOCKET);
         let spill_dir = config.spill_dir.clone().unwrap_or_else(|| setup.run_dir.clone());
         if !spill_dir.is_absolute() {
             return Err(format!("spill_dir {} is a relative path; set it to an absolute one", spill_dir.display()));
         }
+        descriptors::take_all();
+        let (keeping, mut handed) = Keeping::open(setup, Self::NAME)?;
+        let bounds = Bounds { records: u32::try_from(config.max_connections).unwrap_or(u32::MAX), ..Bounds::default() };
+        let (journal, recovery) = keeping.journal(&mut handed, &bounds)?;
         Ok(AppCommClient {
             config,
-            socket,
+            socket: setup.run_dir.join(CLIENT_SOCKET),
             spill_dir,
             table: None,
             version: 0,
@@ -132,8 +144,10 @@ impl Element for AppCommClient {
             clients: HashMap::new(),
             resets: Remembered::default(),
             crowd: Crowd::default(),
-            buffer: ReadBuffer::default(),
             next,
+            keeping,
+            journal,
+            left: Some((recovery, handed)),
         })
     }
 
@@ -161,9 +175,12 @@ impl Element for AppCommClient {
         if self.config.spill_bytes > 0 && !self.spill_dir.is_dir() {
             return Err(format!("spill_dir {} is no directory; make it, or set spill_bytes to 0", self.spill_dir.display()));
         }
-        descriptors::take_all();
         let listener = HookupListener::bind(&self.socket).map_err(|error| format!("{}: {error}", self.socket.display()))?;
         listener.serve(self.config.allowed_uids.clone(), context, Self::asked);
+        self.keeping.watch(context, |_, _, _| {}, Self::keep_again);
+        if let Some((recovery, mut handed)) = self.left.take() {
+            self.take_up(recovery, &mut handed, context);
+        }
         self.timer(SUBSCRIBE, context);
         Ok(())
     }
@@ -175,6 +192,10 @@ impl Element for AppCommClient {
             return;
         }
         self.time_is_up(ConnectionId(token), context);
+    }
+
+    fn stop(&mut self, _: &mut Context<'_>) {
+        self.keeping.ended();
     }
 
     fn status(&self) -> serde_json::Value {
@@ -265,10 +286,19 @@ impl AppCommClient {
         let now = Instant::now();
         let config = connection_config(self.config.window_bytes, self.config.log_bytes, server.deadline_ms, crate::operations::OnDivergence::Reset);
         let mut end = ClientEnd::new(id, config, policy(server.policy, server.settled_ms), now);
-        if self.config.spill_bytes > 0 {
-            end.set_spill(Box::new(SpillFile::new(&self.spill_dir, self.config.spill_bytes)));
-        }
-        let mut port = Port::new(end);
+        self.let_spill(&mut end);
+        let about = About { id, local, dialled: addr, server: server.clone(), pid: asked.pid, descriptor };
+        let wait = pending.as_ref().map_or(Wait::Blocked, |pending| Wait::Polling(pending.filled()));
+        let mut port = match Port::begin(&self.journal, &about, Note { other_end: server.armor, word: wait.word() }, end) {
+            Ok(port) => port,
+            Err(error) => {
+                self.tell(Event::new("connect-refused").with("service", &server.service).with("reason", error), context);
+                return refuse(libc::EAGAIN);
+            }
+        };
+        let keys = Keys::of(id);
+        self.keeping.keep(&keys.socket, own.descriptor().as_fd());
+        self.keeping.keep_some(&keys.application, pending.as_ref().map(|_| &application));
         port.attach(own);
         let waiting = match pending {
             Some(pending) => {
@@ -299,7 +329,10 @@ impl AppCommClient {
         let Some(client) = self.clients.get_mut(&id) else { return };
         match &info.row {
             // It has moved: the connect request that is repeated by timer finds it there.
-            Some(row) if (row.armor, row.incarnation) != (client.server.armor, client.server.incarnation) => client.server = row.clone(),
+            Some(row) if (row.armor, row.incarnation) != (client.port.note.other_end, client.server.incarnation) => {
+                client.port.note.other_end = row.armor;
+                client.server = row.clone();
+            }
             _ => self.refused(id, libc::ECONNREFUSED, context),
         }
     }
@@ -318,7 +351,7 @@ impl AppCommClient {
         if reply.reply.errno == 0
             && let Some(client) = self.clients.get_mut(&id)
         {
-            client.server.armor = source;
+            client.port.note.other_end = source;
         }
         self.with(id, context, |port, now| {
             let _ = port.end.handle_connect_reply(&reply.reply, now);
@@ -339,7 +372,7 @@ impl AppCommClient {
                 context.send_to(ArmorId::FTM, AppClientConnected { address: asked.address, client: row, connected: false });
                 continue;
             };
-            client.server.armor = asked.server;
+            client.port.note.other_end = asked.server;
             client.server.incarnation = asked.incarnation;
             self.with(id, context, |port, now| port.end.replay(asked.incarnation, now));
         }
@@ -362,7 +395,7 @@ impl AppCommClient {
     fn readable(&mut self, id: ConnectionId, context: &mut Context<'_>) -> Read {
         let now = Instant::now();
         let Some(client) = self.clients.get_mut(&id) else { return Read::Finished };
-        let (read, ending) = client.port.read(&mut self.buffer, now);
+        let (read, ending) = client.port.read(now);
         if let Some(ending) = ending {
             client.port.read_done = true;
             // A client that nobody supervises ends as TCP would let it end.
@@ -379,22 +412,63 @@ impl AppCommClient {
     fn established(&mut self, id: ConnectionId, context: &mut Context<'_>) {
         let Some(client) = self.clients.get_mut(&id) else { return };
         client.state = State::Established;
-        let Some(socket) = client.port.socket.clone() else { return };
         match client.waiting.take() {
             Some(Waiting::Blocked { asker, application }) => {
+                // Saved first: an application that has its socket must not be taken for one that waits.
+                client.port.note.word = Wait::Over.word();
+                client.port.save();
                 asker.send(&Reply::Connected { errno: 0, pending: false, name: Some(client.name) }, Some(application.as_fd()));
             }
             Some(Waiting::Polling(pending)) => {
-                if let Err(error) = pending.finish(socket.descriptor()) {
+                client.port.note.word = Wait::Emptying(pending.filled()).word();
+                client.port.save();
+                if let Err(error) = pending.announce().and_then(|()| client.port.discard(pending.filled())) {
                     context.event(Event::new("connect-refused").with("connection", id).with("reason", error));
                 }
+                client.port.note.word = Wait::Over.word();
+                client.port.save();
+                self.keeping.forget(&Keys::of(id).application);
             }
             None => return,
         }
         let row = ClientRow { connection: id, armor: context.armor() };
         context.send_to(ArmorId::FTM, AppClientConnected { address: client.server.address, client: row, connected: true });
+        self.watch(id, context);
+    }
+
+    /// Reads what the application says from now on.
+    fn watch(&self, id: ConnectionId, context: &mut Context<'_>) {
+        let Some(client) = self.clients.get(&id).filter(|client| client.waiting.is_none()) else { return };
+        let Some(socket) = &client.port.socket else { return };
         let (watch, handle) = (socket.watch(), context.handle::<Self>());
         context.spawn(watch.readable(move || handle.call(|element, context| element.readable(id, context))));
+    }
+
+    /// Another vault keeps nothing yet.
+    fn keep_again(&mut self) {
+        self.keeping.keep_journal(&self.journal);
+        for (&id, client) in &self.clients {
+            let keys = Keys::of(id);
+            self.keeping.keep_some(&keys.socket, client.port.socket.as_ref().map(ApplicationSocket::descriptor));
+            if let Some(Waiting::Polling(pending)) = &client.waiting {
+                self.keeping.keep(&keys.application, pending.application());
+            }
+        }
+    }
+
+    /// The log of this end may go on in a file.
+    fn let_spill(&self, end: &mut ClientEnd) {
+        if self.config.spill_bytes > 0 {
+            end.set_spill(Box::new(SpillFile::new(&self.spill_dir, self.config.spill_bytes)));
+        }
+    }
+
+    /// Nothing of the connection is kept any more.
+    fn let_go(&self, id: ConnectionId) {
+        let keys = Keys::of(id);
+        for key in [&keys.socket, &keys.application] {
+            self.keeping.forget(key);
+        }
     }
 
     fn refused(&mut self, id: ConnectionId, errno: i32, context: &mut Context<'_>) {
@@ -405,12 +479,14 @@ impl AppCommClient {
             None => {}
         }
         client.port.detach();
+        self.let_go(id);
         self.tell(Event::new("connect-refused").with("service", &client.server.service).with("errno", errno), context);
     }
 
     fn forget(&mut self, id: ConnectionId, context: &mut Context<'_>) {
         if let Some(mut client) = self.clients.remove(&id) {
             client.port.detach();
+            self.let_go(id);
             let row = ClientRow { connection: id, armor: context.armor() };
             context.send_to(ArmorId::FTM, AppClientConnected { address: client.server.address, client: row, connected: false });
         }
@@ -425,7 +501,7 @@ impl Proxy for AppCommClient {
     }
 
     fn other_end(&self, id: ConnectionId) -> ArmorId {
-        self.clients.get(&id).map_or(ArmorId::NONE, |client| client.server.armor)
+        self.clients.get(&id).map_or(ArmorId::NONE, |client| client.port.note.other_end)
     }
 
     fn connect_request(&self, request: ConnectRequest, context: &Context<'_>) -> Option<AppcommServerConnectRequest> {

@@ -25,6 +25,8 @@ mod dialling;
 mod failures;
 #[path = "app_comm_server/readiness.rs"]
 mod readiness;
+#[path = "app_comm_server/restored.rs"]
+mod restored;
 #[path = "app_comm_server/services.rs"]
 mod services;
 #[path = "app_comm_server/timelines.rs"]
@@ -37,12 +39,13 @@ use std::rc::Rc;
 use armor_core::context::Context;
 use armor_core::element::{Element, Operations, Setup};
 use armor_core::events::now_ms;
+use armor_journal::{Bounds, Journal, Recovery};
 use armor_proto::connection::ResetReason;
 use armor_proto::hookup::{Endpoint, Name, Reply, Request, Role, SERVER_SOCKET};
 use armor_proto::ids::{ConnectionId, Incarnation};
 use serde::Deserialize;
 
-use crate::endpoints::{Asked, Crowd, HookupListener, LISTED, Proxy, ReadBuffer, Remembered, descriptors, get_option_for, how_ended, set_option_for};
+use crate::endpoints::{Asked, Crowd, Handed, HookupListener, Keeping, LISTED, Proxy, Remembered, descriptors, get_option_for, how_ended, set_option_for};
 use crate::operations::{
     AppRegisterServer, AppUnregisterServer, AppcommAck, AppcommConnectReply, AppcommData, AppcommReplay, AppcommReplayConnect, AppcommReset,
     ApplicationSpec,
@@ -92,8 +95,11 @@ pub struct AppCommServer {
     over: Remembered<Incarnation>,
     timelines: Timelines,
     crowd: Crowd,
-    buffer: ReadBuffer,
     next: u64,
+    keeping: Keeping,
+    journal: Journal,
+    /// What an earlier life has left, until this one starts.
+    left: Option<(Result<Recovery, String>, Handed)>,
 }
 
 impl Element for AppCommServer {
@@ -103,6 +109,9 @@ impl Element for AppCommServer {
     type Config = Config;
 
     fn new(config: Config, setup: &Setup) -> Result<Self, String> {
+        descriptors::take_all();
+        let (keeping, mut handed) = Keeping::open(setup, Self::NAME)?;
+        let (journal, recovery) = keeping.journal(&mut handed, &Bounds::default())?;
         Ok(AppCommServer {
             config,
             socket: setup.run_dir.join(SERVER_SOCKET),
@@ -115,8 +124,10 @@ impl Element for AppCommServer {
             over: Remembered::default(),
             timelines: Timelines::default(),
             crowd: Crowd::default(),
-            buffer: ReadBuffer::default(),
             next: now_ms() << 20 ^ setup.armor.0,
+            keeping,
+            journal,
+            left: Some((recovery, handed)),
         })
     }
 
@@ -140,14 +151,29 @@ impl Element for AppCommServer {
     }
 
     fn start(&mut self, context: &mut Context<'_>) -> Result<(), String> {
-        descriptors::take_all();
         let listener = HookupListener::bind(&self.socket).map_err(|error| format!("{}: {error}", self.socket.display()))?;
         listener.serve(self.config.allowed_uids.clone(), context, Self::asked);
+        self.keeping.watch(context, |_, _, _| {}, Self::keep_again);
+        if let Some((recovery, mut handed)) = self.left.take() {
+            self.take_up(recovery, &mut handed, context);
+        }
         Ok(())
+    }
+
+    fn capture(&self) -> Option<Vec<u8>> {
+        self.captured()
+    }
+
+    fn restore(&mut self, state: &[u8]) -> Result<(), String> {
+        self.take_back(state)
     }
 
     fn timer(&mut self, token: u64, context: &mut Context<'_>) {
         self.time_is_up(ConnectionId(token), context);
+    }
+
+    fn stop(&mut self, _: &mut Context<'_>) {
+        self.keeping.ended();
     }
 
     fn status(&self) -> serde_json::Value {

@@ -7,6 +7,9 @@
 //!
 //! Invariants: APP_COMM_SERVER, in the same thread, is told of a life before its process can say anything; never two lives of an application at once: its whole process group is killed before the next one starts.
 
+#[path = "app_oversight/restored.rs"]
+mod restored;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -18,9 +21,10 @@ use armor_core::events::{Event, now_ms};
 use armor_proto::hookup::{ENV_RUN_DIR, ENV_SERVICE, ENV_SHIM_PATH};
 use armor_proto::ids::{ArmorId, Incarnation};
 use rustix::process::{Pid, Signal, kill_process_group};
+use armor_vault::{ENV_VAULT, Exited};
 use serde::Deserialize;
 
-use crate::endpoints::descriptors;
+use crate::endpoints::{Keeping, descriptors};
 use crate::operations::{AppFailed, AppLaunch, AppLaunched, AppStarted, AppStop, AppStopped, ApplicationSpec, ApplicationState, ReadyQuestion};
 
 /// Most applications per ARMOR; one more is refused.
@@ -48,6 +52,8 @@ struct Application {
     spec: ApplicationSpec,
     state: ApplicationState,
     pid: u32,
+    /// When that process was started, to tell it from a later one with the same number.
+    born: u64,
     incarnation: Incarnation,
     started: Instant,
     failures: VecDeque<Instant>,
@@ -65,6 +71,9 @@ pub struct AppOversight {
     next_number: u64,
     /// This ARMOR is being shut down: nothing is started any more.
     ending: bool,
+    keeping: Keeping,
+    /// How processes of an earlier life have ended.
+    exits: VecDeque<Exited>,
 }
 
 /// Timer tokens: an application's number, and what is due.
@@ -80,7 +89,9 @@ impl Element for AppOversight {
     type Config = Config;
 
     fn new(config: Config, setup: &Setup) -> Result<Self, String> {
-        Ok(AppOversight { config, run_dir: setup.run_dir.clone(), applications: BTreeMap::new(), next_number: 1, ending: false })
+        let (keeping, handed) = Keeping::open(setup, Self::NAME)?;
+        let (run_dir, applications, exits) = (setup.run_dir.clone(), BTreeMap::new(), handed.exited.into());
+        Ok(AppOversight { config, run_dir, applications, next_number: 1, ending: false, keeping, exits })
     }
 
     fn operations(operations: &mut Operations<Self>) {
@@ -93,11 +104,22 @@ impl Element for AppOversight {
             .emits::<AppFailed>();
     }
 
-    fn start(&mut self, _: &mut Context<'_>) -> Result<(), String> {
+    fn start(&mut self, context: &mut Context<'_>) -> Result<(), String> {
         // Orphans of an application become children of this process, so that they are seen to end.
         rustix::process::set_child_subreaper(Some(rustix::process::getpid())).map_err(|error| format!("cannot become subreaper: {error}"))?;
         let logs = self.run_dir.join("logs");
-        std::fs::create_dir_all(&logs).map_err(|error| format!("{}: {error}", logs.display()))
+        std::fs::create_dir_all(&logs).map_err(|error| format!("{}: {error}", logs.display()))?;
+        self.keeping.watch(context, Self::process_exited, |_| {});
+        self.take_up(context);
+        Ok(())
+    }
+
+    fn capture(&self) -> Option<Vec<u8>> {
+        self.captured()
+    }
+
+    fn restore(&mut self, state: &[u8]) -> Result<(), String> {
+        self.take_back(state)
     }
 
     fn timer(&mut self, token: u64, context: &mut Context<'_>) {
@@ -128,6 +150,7 @@ impl Element for AppOversight {
 
     fn stop(&mut self, _: &mut Context<'_>) {
         self.ending = true;
+        self.keeping.ended();
         for application in self.applications.values().filter(|app| app.state == ApplicationState::Running) {
             kill_group(application.pid, Signal::TERM);
         }
@@ -176,6 +199,7 @@ impl AppOversight {
             spec,
             state: ApplicationState::Restarting,
             pid: 0,
+            born: 0,
             incarnation,
             started: Instant::now(),
             failures: VecDeque::new(),
@@ -215,7 +239,7 @@ impl AppOversight {
         let output = std::fs::OpenOptions::new().create(true).append(true).open(&log).map_err(|error| format!("log file {}: {error}", log.display()))?;
         let errors = output.try_clone().map_err(|error| format!("log file {}: {error}", log.display()))?;
         let mut command = tokio::process::Command::new(&spec.command[0]);
-        command.args(&spec.command[1..]).envs(&spec.environment).env(ENV_RUN_DIR, &self.run_dir).env(ENV_SERVICE, name);
+        command.args(&spec.command[1..]).envs(&spec.environment).env(ENV_RUN_DIR, &self.run_dir).env(ENV_SERVICE, name).env_remove(ENV_VAULT);
         if let Ok(shim) = std::env::var(ENV_SHIM_PATH) {
             let preload = std::env::var("LD_PRELOAD").ok().filter(|other| !other.is_empty() && *other != shim);
             command.env("LD_PRELOAD", preload.map_or_else(|| shim.clone(), |other| format!("{other}:{shim}")));
@@ -228,6 +252,8 @@ impl AppOversight {
         let mut child = command.spawn().map_err(|error| format!("cannot start {:?}: {error}", spec.command[0]))?;
         let pid = child.id().unwrap_or(0);
         application.pid = pid;
+        application.born = restored::born_at(pid).unwrap_or(0);
+        context.state_changed();
         application.incarnation = Incarnation(application.incarnation.0 + 1);
         application.started = Instant::now();
         application.state = ApplicationState::Running;
@@ -257,6 +283,7 @@ impl AppOversight {
 
     fn failed(&mut self, name: &str, pid: u32, how: &str, orderly: bool, at_ms: u64, context: &mut Context<'_>) {
         let Some(application) = self.applications.get_mut(name).filter(|app| app.pid == pid || pid == 0) else { return };
+        context.state_changed();
         let now = Instant::now();
         let window = Duration::from_secs(application.spec.restart_window_s);
         let stopping = application.stopping.take();
@@ -319,6 +346,7 @@ impl AppOversight {
             }
             Some(application) if application.state == ApplicationState::Restarting => {
                 application.state = ApplicationState::Ended;
+                context.state_changed();
                 let (pid, incarnation) = (application.pid, application.incarnation);
                 let how = "stopped".to_owned();
                 let ended = AppFailed { name: name.clone(), pid, incarnation, how, orderly: true, restarting: false, failed_at_ms: now_ms() };

@@ -145,9 +145,11 @@ impl Element for DaemonTcpMgmt {
     }
 
     fn start(&mut self, context: &mut Context<'_>) -> Result<(), String> {
-        let listener = listen(self.config.listen)?;
+        // Peers know the address of the earlier life.
+        let listener = listen(self.listening.unwrap_or(self.config.listen))?;
         let address = listener.local_addr().map_err(|error| error.to_string())?;
         self.listening = Some(address);
+        context.state_changed();
         write_address(&context.setup().run_dir, address)?;
         self.accept_links(listener, context);
         if context.armor() == ArmorId::FTM {
@@ -161,6 +163,19 @@ impl Element for DaemonTcpMgmt {
     fn timer(&mut self, _: u64, context: &mut Context<'_>) {
         self.ticking = false;
         self.tick(Instant::now(), context);
+    }
+
+    fn capture(&self) -> Option<Vec<u8>> {
+        rmp_serde::to_vec(&self.listening?).ok()
+    }
+
+    fn restore(&mut self, state: &[u8]) -> Result<(), String> {
+        let address: SocketAddr = rmp_serde::from_slice(state).map_err(|error| error.to_string())?;
+        // Another address in the composition wins; a port of the kernel's choice stays the one that it chose.
+        if self.config.listen.ip() == address.ip() && [0, address.port()].contains(&self.config.listen.port()) {
+            self.listening = Some(address);
+        }
+        Ok(())
     }
 
     fn status(&self) -> serde_json::Value {

@@ -90,6 +90,10 @@ impl Resident {
                 Effect::Complaint(event) => Request::Complaint(event),
                 Effect::Shutdown => Request::Shutdown,
                 Effect::StateChanged => Request::Captured(cell.element().borrow().capture()?),
+                Effect::Then(work) => {
+                    work();
+                    return None;
+                }
                 Effect::Timer(pause, token) => {
                     self.spawner.timer(pause, Rc::clone(cell), token);
                     return None;

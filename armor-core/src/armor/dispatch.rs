@@ -35,6 +35,7 @@ const INSIDE_ONLY: [OperationKind; 3] = [Route::KIND, SendReliable::KIND, StateC
 pub(super) enum Queued {
     Message(Message),
     Frame(Frame),
+    Then(Box<dyn FnOnce()>),
 }
 
 /// Messages that wait for dispatch, in the order in which they came.
@@ -84,6 +85,7 @@ impl Armor {
             match next {
                 Queued::Message(message) => self.begin(Visit::of(message)),
                 Queued::Frame(frame) => self.receive(frame),
+                Queued::Then(work) => work(),
             }
         }
         self.queue.draining.set(false);

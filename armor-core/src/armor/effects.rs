@@ -29,6 +29,7 @@ impl Armor {
                 Effect::Event(event) => self.report(event),
                 Effect::Complaint(event) => self.complain(event),
                 Effect::StateChanged => self.capture(cell),
+                Effect::Then(work) => self.enqueue(Queued::Then(work)),
                 Effect::Shutdown => self.shutdown(),
                 Effect::FailStop(reason) => fail_stop(&self.setup.name, cell.name(), &reason),
             }

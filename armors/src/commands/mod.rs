@@ -10,6 +10,7 @@ mod start;
 mod status;
 mod stop;
 mod up;
+mod vault;
 
 use std::process::ExitCode;
 
@@ -25,6 +26,8 @@ pub(crate) enum Command {
     Start(start::Start),
     Check(check::Check),
     Elements(elements::Elements),
+    #[command(hide = true)]
+    Vault(vault::Vault),
     Demo(crate::demo::Demo),
 }
 
@@ -41,6 +44,7 @@ impl Command {
             Command::Start(start) => start.run(),
             Command::Check(check) => check.run(),
             Command::Elements(elements) => elements.run(),
+            Command::Vault(vault) => vault.run(),
             Command::Demo(demo) => demo.run(),
         }
     }

@@ -1,22 +1,26 @@
 //! `armor start`: runs one ARMOR in the foreground.
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, anyhow};
 use armor_core::composition::Composition;
 use armor_core::element::Setup;
 use armor_proto::hookup::ENV_SHIM_PATH;
 use armor_proto::ids::ArmorId;
+use armor_vault::{ENV_VAULT, Session};
 
 use crate::environment::{ArmorDirectory, Base, Place};
-use crate::{compositions, services, shim_library};
+use crate::{compositions, log, own_vault, services, shim_library};
 
 /// Run one ARMOR in the foreground
 ///
 /// `armor up` does this for a whole environment; use `start` under an init system or to run a composition of your own.
+/// This process becomes the ARMOR's vault: it starts the ARMOR, starts it again with --restore when it dies, passes SIGTERM and SIGINT on, and ends
+/// with its status.
 /// The log goes to stderr; ARMOR_LOG (or RUST_LOG) says how much of it, such as ARMOR_LOG=debug.
 #[derive(clap::Args)]
 pub(crate) struct Start {
@@ -37,9 +41,10 @@ pub(crate) struct Start {
     /// Give the elements the state back that was captured in an earlier life in the same directory
     #[arg(long)]
     restore: bool,
-    /// Leave the session of the terminal, as `armor up` needs it
-    #[arg(long, hide = true)]
-    new_session: bool,
+    /// Run the ARMOR in this very process, without a vault: nothing starts it again when it dies. So it is with --daemon in any case: the
+    /// daemon does
+    #[arg(long)]
+    no_vault: bool,
 }
 
 fn setting(text: &str) -> Result<(String, String, String), String> {
@@ -51,11 +56,7 @@ fn setting(text: &str) -> Result<(String, String, String), String> {
 
 impl Start {
     pub(crate) fn run(mut self) -> anyhow::Result<ExitCode> {
-        if self.new_session {
-            // Fails only for a process that leads a session or group already, which is just as well.
-            let _ = rustix::process::setsid();
-        }
-        let composition = self.composition()?;
+        let mut composition = self.composition()?;
         let name = match self.name.take() {
             Some(name) => name,
             None => self.default_name(&composition),
@@ -66,11 +67,16 @@ impl Start {
             None => Base::of(&Place { run_dir: None })?.armor(&name).path().to_path_buf(),
         };
         let directory = ArmorDirectory::at(&name, run_dir);
+        self.under_vault(&directory)?;
+        if self.restore && composition.kind() == "ftm" {
+            self.listen_where_it_was(&directory);
+            composition = self.composition()?;
+        }
         let claim = directory.claim()?;
         if composition.elements().iter().any(|element| element.starts_with("APP_COMM_")) {
             library_in_environment(&directory)?;
         }
-        log_to_stderr();
+        log::to_stderr();
         armor_core::host::abort_on_panic();
         let setup = Setup {
             armor: ArmorId::of_name(&name),
@@ -79,12 +85,52 @@ impl Start {
             run_dir: directory.path().to_path_buf(),
         };
         let kinds = armor_elements::all();
-        armor_core::host::run(&composition, &kinds, setup, self.restore, || match claim.ready() {
-            Ok(()) => tracing::info!("ARMOR {name} is ready in {}", directory.path().display()),
-            Err(error) => tracing::error!("{} cannot be written: {error}", directory.path().display()),
+        armor_core::host::run(&composition, &kinds, setup, self.restore, || {
+            match claim.ready() {
+                Ok(()) => tracing::info!("ARMOR {name} is ready in {}", directory.path().display()),
+                Err(error) => tracing::error!("{} cannot be written: {error}", directory.path().display()),
+            }
+            if self.daemon.is_none() && !self.no_vault {
+                tokio::task::spawn_local(own_vault::watch(directory.clone()));
+            }
         })?;
         tracing::info!("ARMOR {name} has ended");
         Ok(ExitCode::SUCCESS)
+    }
+
+    /// Sees to it that this process runs under the vault that it should have; if not it becomes another one and does not come back.
+    fn under_vault(&self, directory: &ArmorDirectory) -> anyhow::Result<()> {
+        let present = std::env::var_os(ENV_VAULT);
+        let own = present.as_deref() == Some(directory.vault_socket().as_os_str());
+        // An installed ARMOR is watched by its daemon; what it keeps it keeps in the vault of its node.
+        if own || self.daemon.is_some() {
+            return Ok(());
+        }
+        if !self.no_vault {
+            let program = std::env::current_exe().context("the path of the armor program is unknown")?;
+            let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+            let mut vault = armor_vault::command(&program, &directory.name, directory.path(), Session::Same, &arguments);
+            return Err(vault.exec()).with_context(|| format!("{} cannot be executed", program.display()));
+        }
+        directory.refuse_under_vault()?;
+        match present {
+            // Of another ARMOR, for example of the one whose application this is.
+            Some(_) => Err(execute_again(|command| command.env_remove(ENV_VAULT))),
+            None => Ok(()),
+        }
+    }
+
+    /// An FTM that comes back takes the port again at which daemons look for it, when it was free to choose.
+    fn listen_where_it_was(&mut self, directory: &ArmorDirectory) {
+        let before: Option<SocketAddr> = directory.tcp_address().and_then(|address| address.parse().ok());
+        let listen = self.settings.iter_mut().rfind(|(element, key, _)| element == "daemon_tcp_mgmt" && key == "listen");
+        if let (Some(before), Some((_, _, listen))) = (before, listen)
+            && let Ok(mut address) = listen.parse::<SocketAddr>()
+            && address.port() == 0
+        {
+            address.set_port(before.port());
+            *listen = address.to_string();
+        }
     }
 
     fn composition(&self) -> anyhow::Result<Composition> {
@@ -114,26 +160,19 @@ fn library_in_environment(directory: &ArmorDirectory) -> anyhow::Result<()> {
         return Ok(());
     }
     let library = shim_library::install(directory.path())?;
+    Err(execute_again(|command| command.env(ENV_SHIM_PATH, library)))
+}
+
+/// Executes this program once more, with the same arguments and another environment.
+fn execute_again(environment: impl FnOnce(&mut Command) -> &mut Command) -> anyhow::Error {
     let arguments: Vec<OsString> = std::env::args_os().collect();
-    let mut again = std::process::Command::new("/proc/self/exe");
-    again.args(&arguments[1..]).env(ENV_SHIM_PATH, library);
+    let mut again = Command::new("/proc/self/exe");
+    again.args(arguments.iter().skip(1));
+    environment(&mut again);
     if let Some(name) = arguments.first() {
         again.arg0(name);
     }
-    Err(again.exec()).context("armor cannot execute itself through /proc/self/exe")
-}
-
-fn log_to_stderr() {
-    use std::io::IsTerminal as _;
-    let wanted = ["ARMOR_LOG", "RUST_LOG"].iter().find_map(|name| std::env::var(name).ok()).unwrap_or_else(|| "info".to_owned());
-    let (filter, wrong) = match tracing_subscriber::EnvFilter::try_new(&wanted) {
-        Ok(filter) => (filter, None),
-        Err(error) => (tracing_subscriber::EnvFilter::new("info"), Some(error)),
-    };
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal()).init();
-    if let Some(error) = wrong {
-        tracing::warn!("ARMOR_LOG={wanted:?} is not understood ({error}); logging at info");
-    }
+    anyhow::Error::new(again.exec()).context("armor cannot execute itself through /proc/self/exe")
 }
 
 #[cfg(test)]

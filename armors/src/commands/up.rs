@@ -1,17 +1,20 @@
 //! `armor up`: an environment on this machine, in the background.
 
+use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs::OpenOptions;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _, UdpSocket};
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Child, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, bail};
 use armor_proto::hookup::{ENV_RUN_DIR, ENV_SERVICE, ENV_SHIM_PATH};
 use armor_proto::ids::ArmorId;
+use armor_vault::Session;
 
 use crate::client::Client;
+use crate::ending::Ending;
 use crate::environment::{ArmorDirectory, Base, Place};
 use crate::survey::{element, entries};
 use crate::{output, services, shim_library};
@@ -45,7 +48,8 @@ impl Up {
             }
         }
         let base = Base::of(&self.place)?;
-        base.create()?;
+        // Until the end: two that start the same ARMOR would take each other's leftovers away.
+        let _alone = base.create()?;
         let mut started = Started { children: Vec::new() };
         let mut text = String::new();
 
@@ -114,9 +118,12 @@ struct Started {
 impl Started {
     fn armor(&mut self, base: &Base, directory: &ArmorDirectory, composition: &str, life: &Life, text: &mut String) -> anyhow::Result<()> {
         let name = &directory.name;
-        if let Some(pid) = directory.pid() {
+        if let Some(pid) = directory.settled_pid() {
             writeln!(text, "{name}: runs already, pid {pid}")?;
             return Ok(());
+        }
+        if let Some(vault) = directory.vault() {
+            bail!("ARMOR {name} dies again and again; end its vault (pid {vault}) with `armor down`; {}", directory.log_tail());
         }
         match life {
             Life::New(_) => directory.clean()?,
@@ -126,7 +133,9 @@ impl Started {
         if let Some((_, child)) = self.children.last_mut() {
             ready(directory, child)?;
             let address = directory.tcp_address().map_or_else(String::new, |address| format!(", links at {address}"));
-            writeln!(text, "{name}: started, pid {}{address}", child.id())?;
+            // Beside the vault's.
+            let pid = directory.pid().map_or_else(String::new, |pid| format!(", pid {pid}"));
+            writeln!(text, "{name}: started{pid}{address}")?;
         }
         Ok(())
     }
@@ -135,17 +144,12 @@ impl Started {
 impl Drop for Started {
     fn drop(&mut self) {
         for (directory, child) in self.children.iter_mut().rev() {
-            if let Some(pid) = rustix::process::Pid::from_raw(child.id().cast_signed())
-                && child.try_wait().is_ok_and(|ended| ended.is_none())
-            {
-                let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-                let deadline = Instant::now() + Duration::from_secs(3);
-                while child.try_wait().is_ok_and(|ended| ended.is_none()) && Instant::now() < deadline {
-                    std::thread::sleep(Duration::from_millis(20));
-                }
-                let _ = child.kill();
-                let _ = child.wait();
+            if let Some(ending) = Ending::begin(directory) {
+                ending.finish(Instant::now() + Duration::from_secs(3));
             }
+            // The vault has ended, or has not even begun.
+            let _ = child.kill();
+            let _ = child.wait();
             directory.remove_sockets();
         }
     }
@@ -157,18 +161,17 @@ fn spawn(base: &Base, directory: &ArmorDirectory, composition: &str, life: &Life
     let log = directory.log();
     let log = OpenOptions::new().create(true).append(true).mode(0o600).open(&log).with_context(|| log.display().to_string())?;
     let program = std::env::current_exe().context("the path of the armor program is unknown")?;
-    let mut command = Command::new(&program);
-    command.args(["start", composition, "--new-session", "--name", &directory.name, "--run-dir"]).arg(directory.path());
+    let mut arguments: Vec<OsString> = ["start", composition, "--name", &directory.name, "--run-dir"].map(OsString::from).to_vec();
+    arguments.push(directory.path().into());
     let settings = match life {
         Life::New(settings) => settings,
         Life::Next(settings) => {
-            command.arg("--restore");
+            arguments.push("--restore".into());
             settings
         }
     };
-    for setting in settings {
-        command.args(["--set", setting]);
-    }
+    arguments.extend(settings.iter().flat_map(|setting| ["--set", setting]).map(OsString::from));
+    let mut command = armor_vault::command(&program, &directory.name, directory.path(), Session::New, &arguments);
     // An environment that is started from inside another one must not hook up to that one.
     command.env_remove(ENV_RUN_DIR).env_remove(ENV_SERVICE).env(ENV_SHIM_PATH, &library);
     match shim_library::without(std::env::var_os("LD_PRELOAD"), library.as_os_str()) {

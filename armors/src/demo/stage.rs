@@ -10,7 +10,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -18,6 +18,7 @@ use serde_json::Value;
 
 use super::report::Recovery;
 use crate::client::Client;
+use crate::ending::Ending;
 use crate::environment::{Base, Place};
 use crate::survey::{element, entries};
 
@@ -148,13 +149,10 @@ impl Drop for Stage {
     fn drop(&mut self) {
         let ended = self.call(self.armor("down").args(["--patience", "5"]), "armor down");
         let saved = self.save_logs();
-        let left = self.base.living();
-        for (armor, pid) in &left {
-            // `armor down` has failed; nothing is asked any more.
-            if armor.pid() == Some(*pid)
-                && let Some(process) = Pid::from_raw(pid.cast_signed())
-            {
-                let _ = rustix::process::kill_process(process, Signal::KILL);
+        // `armor down` has failed: there is no patience left.
+        for armor in self.base.present() {
+            if let Some(ending) = Ending::begin(&armor) {
+                ending.finish(Instant::now());
             }
         }
         let removed = if self.keep { Ok(()) } else { std::fs::remove_dir_all(self.base.path()) };

@@ -140,6 +140,37 @@ impl Environment {
         });
     }
 
+    /// The run directory of an ARMOR.
+    pub fn directory(&self, armor: &str) -> PathBuf {
+        self.path().join("run").join(armor)
+    }
+
+    /// Process of an ARMOR, or of its vault with `vault.pid`.
+    pub fn process(&self, armor: &str, file: &str) -> i32 {
+        let path = self.directory(armor).join(file);
+        self.wait_for(&path.display().to_string(), || std::fs::read_to_string(&path).ok()?.trim().parse().ok())
+    }
+
+    /// SIGKILL to an ARMOR; comes back when its vault has started it again, with the new pid.
+    pub fn kill_armor(&self, armor: &str) -> i32 {
+        let killed = self.process(armor, "pid");
+        kill(killed);
+        self.wait_for("the ARMOR's next life", || {
+            let ready = std::fs::read_to_string(self.directory(armor).join("ready")).ok()?.trim().parse().ok()?;
+            (ready != killed && lives(ready)).then_some(ready)
+        })
+    }
+
+    /// SIGKILL to an ARMOR and to its vault at once, so that nobody starts it again.
+    pub fn kill_with_vault(&self, armor: &str) {
+        let (armor, vault) = (self.process(armor, "pid"), self.process(armor, "vault.pid"));
+        // Stopped it cannot start another vault.
+        signal(armor, rustix::process::Signal::STOP);
+        kill(vault);
+        kill(armor);
+        self.wait_for("the end of both", || (!lives(vault) && !lives(armor)).then_some(()));
+    }
+
     pub fn wait_for<T>(&self, what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
         let give_up = Instant::now() + PATIENCE;
         loop {
@@ -176,7 +207,16 @@ impl Drop for Environment {
 }
 
 pub fn kill(pid: i32) {
-    let _ = rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), rustix::process::Signal::KILL);
+    signal(pid, rustix::process::Signal::KILL);
+}
+
+pub fn signal(pid: i32, signal: rustix::process::Signal) {
+    let _ = rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), signal);
+}
+
+/// Whether a process lives. A zombie waits for whoever adopts orphans here; it is dead.
+pub fn lives(pid: i32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
 }
 
 pub fn text(output: &Output) -> String {
@@ -226,6 +266,11 @@ impl Beside {
     pub fn line(&mut self) -> Option<String> {
         let mut line = String::new();
         (self.lines.read_line(&mut line).unwrap() > 0).then(|| line.trim_end().to_owned())
+    }
+
+    /// SIGTERM.
+    pub fn end(&self) {
+        signal(self.child.id().cast_signed(), rustix::process::Signal::TERM);
     }
 
     pub fn finish(mut self) -> bool {

@@ -88,6 +88,7 @@ impl Bench {
             match effect {
                 Effect::Event(event) => self.events.push(event),
                 Effect::Send(message) | Effect::SendReliable(message) => self.sent(&message),
+                Effect::Then(work) => work(),
                 _ => {}
             }
         }

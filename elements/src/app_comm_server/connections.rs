@@ -13,8 +13,9 @@ use serde::Serialize;
 
 use super::AppCommServer;
 use super::failures::Look;
+use super::restored::{About, socket_key};
 use super::timelines::Step;
-use crate::endpoints::{ConnectionOptions, Crowd, Ending, Port, Proxy, Read, ReadBuffer, connection_config};
+use crate::endpoints::{ConnectionOptions, Crowd, Ending, Note, Port, Proxy, Read, connection_config};
 use crate::operations::{AppcommConnectReply, AppcommReset, AppcommServerConnectRequest};
 
 /// How far a connection is.
@@ -40,7 +41,6 @@ pub(super) struct Server {
     pub(super) address: Endpoint,
     /// It is in the queue of its service.
     pub(super) queued: bool,
-    client: ArmorId,
     pub(super) name: Name,
     /// Options set on this connection alone: they do not change the listener's.
     pub(super) options: ConnectionOptions,
@@ -72,6 +72,23 @@ pub(super) enum Announced {
 }
 
 impl Server {
+    pub(super) fn new(about: &About, port: Port<ServerEnd>, state: State) -> Server {
+        Server {
+            port,
+            service: about.service.as_str().into(),
+            supervised: about.supervised,
+            address: about.address,
+            queued: false,
+            name: about.name(),
+            options: ConnectionOptions::default(),
+            process: None,
+            state,
+            limbo: None,
+            announced: None,
+            life: 0,
+        }
+    }
+
     /// The stream from the application has ended as it had announced.
     fn end_announced(&mut self, ending: Ending, announced: Announced, now: Instant) {
         self.limbo = None;
@@ -91,9 +108,9 @@ impl Server {
     /// these bytes again, and the client would miss them. Where it is replayed (`request`, `stream`) the next process says them
     /// again; then the end drops them as far as the client has not been given them, and they only cost the reading. And a process
     /// that had closed its connection before it died has ended it in order, under every policy, if its bytes are all read.
-    pub(super) fn lose_process(&mut self, how: Loss, buffer: &mut ReadBuffer, now: Instant) {
+    pub(super) fn lose_process(&mut self, how: Loss, now: Instant) {
         if self.port.socket.is_some() {
-            self.port.drain_dead(buffer, now);
+            self.port.drain_dead(now);
             match (self.announced.take(), how) {
                 (Some(Announced::Aborted), _) => self.port.end.app_reset(now),
                 (Some(Announced::Closed), _) | (None, Loss::Ended) => self.port.end.app_closed(now),
@@ -149,30 +166,33 @@ impl AppCommServer {
         let family = service.address.family();
         let in_family = |endpoint: Endpoint| endpoint.in_family(family).unwrap_or(endpoint);
         let name = Name { role: Role::Server, id: id.0, local: in_family(local), peer: in_family(asked.client_address) };
-        let config = connection_config(self.config.window_bytes, 0, service.deadline_ms, service.on_divergence);
-        let server = self.servers.entry(id).or_insert_with(|| Server {
-            port: Port::new(ServerEnd::new(id, config, now)),
-            service: service.name.as_str().into(),
-            supervised: service.supervised,
-            process: None,
-            address,
-            queued: false,
-            client: asked.client,
-            name,
-            options: ConnectionOptions::default(),
-            state: State::Waiting,
-            limbo: None,
-            announced: None,
-            life: 0,
-        });
-        server.client = asked.client;
+        if !self.servers.contains_key(&id) {
+            let (deadline_ms, on_divergence) = (service.deadline_ms, service.on_divergence);
+            let config = connection_config(self.config.window_bytes, 0, deadline_ms, on_divergence);
+            let (service, supervised) = (service.name.clone(), service.supervised);
+            let about = About { id, service, supervised, address, local: name.local, peer: name.peer, deadline_ms, on_divergence };
+            let note = Note { other_end: asked.client, word: 0 };
+            match Port::begin(&self.journal, &about, note, ServerEnd::new(id, config, now)) {
+                Ok(port) => {
+                    self.servers.insert(id, Server::new(&about, port, State::Waiting));
+                }
+                Err(error) => {
+                    self.tell(Event::new("connect-refused").with("service", &about.service).with("reason", error), context);
+                    return refuse(asked, context);
+                }
+            }
+        }
+        let Some(server) = self.servers.get_mut(&id) else { return };
+        server.port.note.other_end = asked.client;
         if server.port.end.replaces_process(&asked.request) {
-            server.lose_process(Loss::Failed, &mut self.buffer, now);
+            server.lose_process(Loss::Failed, now);
+            self.keeping.forget(&socket_key(id));
         }
         let needs_process = matches!(server.port.end.handle_connect_request(&asked.request, now), Ok(ConnectDecision::Attach));
         if needs_process {
             // What is left of an application that had closed this connection.
             server.port.detach();
+            self.keeping.forget(&socket_key(id));
             server.life += 1;
             server.state = State::Waiting;
         }
@@ -182,10 +202,18 @@ impl AppCommServer {
         }
     }
 
+    /// Reads what the application says from now on.
+    pub(super) fn watch(&self, id: ConnectionId, context: &mut Context<'_>) {
+        let Some(server) = self.servers.get(&id) else { return };
+        let Some(socket) = &server.port.socket else { return };
+        let (watch, life, handle) = (socket.watch(), server.life, context.handle::<Self>());
+        context.spawn(watch.readable(move || handle.call(|element, context| element.readable(id, life, context))));
+    }
+
     pub(super) fn readable(&mut self, id: ConnectionId, life: u32, context: &mut Context<'_>) -> Read {
         let now = Instant::now();
         let Some(server) = self.servers.get_mut(&id).filter(|server| server.life == life) else { return Read::Finished };
-        let (read, ending) = server.port.read(&mut self.buffer, now);
+        let (read, ending) = server.port.read(now);
         match (ending, server.announced) {
             (Some(Ending::Half), _) => {
                 server.port.read_done = true;
@@ -210,7 +238,7 @@ impl AppCommServer {
         let Some(server) = self.servers.get_mut(&id) else { return };
         let (read, ending) = match server.limbo {
             Some(ending) => (Read::Finished, Some(ending)),
-            None => server.port.read_all(&mut self.buffer, now),
+            None => server.port.read_all(now),
         };
         if read == Read::Paused {
             // The end of the stream lies behind bytes for which there is no room yet.
@@ -231,7 +259,7 @@ impl Proxy for AppCommServer {
     }
 
     fn other_end(&self, id: ConnectionId) -> ArmorId {
-        self.servers.get(&id).map_or(ArmorId::NONE, |server| server.client)
+        self.servers.get(&id).map_or(ArmorId::NONE, |server| server.port.note.other_end)
     }
 
     fn crowd(&mut self) -> &mut Crowd {
@@ -268,6 +296,7 @@ impl Proxy for AppCommServer {
             EndEvent::Drained => {
                 if let Some(mut server) = self.servers.remove(&id) {
                     server.port.detach();
+                    self.keeping.forget(&socket_key(id));
                     if let Some(last) = server.port.end.requested() {
                         self.over.remember(id, last);
                     }
@@ -435,7 +464,7 @@ mod tests {
         let (mut bench, served, mut client, _old) = asked(Policy::Request);
         bench.call(|element, context| {
             if let Some(server) = element.servers.get_mut(&client.id()) {
-                server.lose_process(Loss::Failed, &mut element.buffer, Instant::now());
+                server.lose_process(Loss::Failed, Instant::now());
             }
             element.turn(client.id(), Instant::now(), context);
         });

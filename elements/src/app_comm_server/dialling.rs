@@ -3,6 +3,7 @@
 //! Invariant: one connection that cannot be connected does not keep the others of its service waiting.
 
 use std::io::ErrorKind;
+use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
 use armor_core::context::Context;
@@ -12,6 +13,7 @@ use armor_proto::ids::ConnectionId;
 
 use super::AppCommServer;
 use super::connections::State;
+use super::restored::socket_key;
 use crate::endpoints::{AT_ONCE, ApplicationSocket, Proxy, dial};
 
 /// Pause before a service is dialled again that had no room, or whose connection could not be made.
@@ -116,7 +118,7 @@ impl AppCommServer {
             }
         };
         let now = Instant::now();
-        let watch = socket.watch();
+        self.keeping.keep(&socket_key(id), socket.descriptor().as_fd());
         if server.port.end.attached(service.incarnation, now).is_err() {
             return Dialled::Over;
         }
@@ -124,8 +126,7 @@ impl AppCommServer {
         server.process = self.applications.get(&*server.service).map(|application| application.incarnation);
         server.state = State::Established;
         server.life += 1;
-        let (life, handle) = (server.life, context.handle::<Self>());
-        context.spawn(watch.readable(move || handle.call(|element, context| element.readable(id, life, context))));
+        self.watch(id, context);
         self.turn(id, now, context);
         Dialled::Over
     }

@@ -12,6 +12,7 @@ use armor_proto::ids::ConnectionId;
 
 use super::connections::{Loss, Server};
 use super::readiness::Readiness;
+use super::restored::socket_key;
 use super::timelines::Step;
 use super::{AppCommServer, Application};
 use crate::endpoints::{AT_ONCE, Ending, Proxy, is_exiting};
@@ -30,7 +31,8 @@ pub(super) enum Look {
 }
 
 impl AppCommServer {
-    pub(super) fn application_started(&mut self, started: &AppStarted, _: &mut Context<'_>) {
+    pub(super) fn application_started(&mut self, started: &AppStarted, context: &mut Context<'_>) {
+        context.state_changed();
         let (spec, incarnation) = (Rc::new(started.spec.clone()), started.incarnation);
         self.timelines.reached_at(&spec.name, Step::Restarted, started.started_at_ms);
         let (name, readiness) = (spec.name.clone(), Readiness::of(&spec));
@@ -38,6 +40,7 @@ impl AppCommServer {
     }
 
     pub(super) fn application_failed(&mut self, failed: &AppFailed, context: &mut Context<'_>) {
+        context.state_changed();
         if let Some(application) = self.applications.get_mut(&failed.name) {
             application.alive = false;
         }
@@ -95,7 +98,9 @@ impl AppCommServer {
     /// The process behind a connection is gone.
     fn lost(&mut self, id: ConnectionId, how: Loss, now: Instant, context: &mut Context<'_>) {
         if let Some(server) = self.servers.get_mut(&id) {
-            server.lose_process(how, &mut self.buffer, now);
+            server.lose_process(how, now);
+            // The next process is connected under the same name, which must be free then.
+            self.keeping.forget(&socket_key(id));
             self.turn(id, now, context);
         }
     }

@@ -13,11 +13,12 @@ use armor_core::events::Event;
 use armor_proto::hookup::{Endpoint, IpFamily, Name, Role};
 use armor_proto::ids::{ConnectionId, Incarnation};
 use rustix::net::{self, AddressFamily, SocketFlags, SocketType};
+use tokio::net::UnixStream;
 
 use super::AppCommServer;
 use super::services::Service;
 use super::timelines::Step;
-use crate::endpoints::{ApplicationSocket, Next, Outcome, Probe, ask, dial};
+use crate::endpoints::{Next, Outcome, Probe, ask, dial};
 use crate::operations::ApplicationSpec;
 
 /// Whether one life of an application may be connected to.
@@ -147,7 +148,7 @@ impl AppCommServer {
     }
 
     /// Connects to the server as a client of its own node would.
-    pub(super) fn connect_probe(&mut self, name: &str, life: Incarnation) -> Option<io::Result<ApplicationSocket>> {
+    pub(super) fn connect_probe(&mut self, name: &str, life: Incarnation) -> Option<io::Result<UnixStream>> {
         self.asking(name, life)?;
         let port = self.applications.get(name).and_then(|application| application.spec.ready.as_ref()?.port);
         self.next = self.next.wrapping_add(1);
@@ -158,7 +159,7 @@ impl AppCommServer {
             let place = port.map_or_else(String::new, |port| format!(" at port {port}"));
             return Some(Err(io::Error::new(io::ErrorKind::ConnectionRefused, format!("it does not listen{place}"))));
         };
-        let connected = client_of(address, id).and_then(|(name, holder)| Ok((ApplicationSocket::new(dial(&name, &listener)?)?, holder)));
+        let connected = client_of(address, id).and_then(|(name, holder)| Ok((UnixStream::from_std(dial(&name, &listener)?.into())?, holder)));
         Some(connected.map(|(socket, holder)| {
             if let Some(asking) = self.asking(name, life) {
                 asking.connection = Some((id, holder));
@@ -179,6 +180,7 @@ impl AppCommServer {
         context.event(told.with("after_ms", asking.since.elapsed().as_millis()));
         if let Some(application) = self.applications.get_mut(name) {
             application.readiness = Readiness::Ready;
+            context.state_changed();
         }
         for address in self.addresses_of(name) {
             if self.services.get(&address).is_some_and(Service::is_listening) {
@@ -216,10 +218,11 @@ fn client_of(served: Endpoint, id: ConnectionId) -> io::Result<(Name, OwnedFd)> 
 mod tests {
     use super::super::bench::{Bench, Client, Served, application, peer_name, read, write};
     use super::*;
-    use crate::endpoints::{ReadBuffer, Reading, Want};
+    use crate::endpoints::Want;
     use crate::operations::Policy;
     use armor_proto::connection::Event as EndEvent;
     use armor_core::element::Element;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use serde_json::json;
 
     fn redis() -> ApplicationSpec {
@@ -231,10 +234,10 @@ mod tests {
         let question = redis().ready.unwrap();
         let mut probe = Probe::new(question, Instant::now());
         assert_eq!(probe.poll(Instant::now()), Want::Connect);
-        let socket = bench.call(|element, _| element.connect_probe("cache", Incarnation(life))).unwrap().unwrap();
+        let mut socket = bench.call(|element, _| element.connect_probe("cache", Incarnation(life))).unwrap().unwrap();
         probe.connected();
         let Want::Say(question) = probe.poll(Instant::now()) else { panic!("it asks") };
-        socket.write(&[io::IoSlice::new(question)]).unwrap();
+        socket.write_all(question).await.unwrap();
         probe.said();
         let accepted = served.accept().unwrap();
         assert_eq!(read(&accepted), b"PING\r\n");
@@ -242,8 +245,9 @@ mod tests {
         assert_eq!((name.role, name.local, name.peer.ip), (Role::Server, served.address, served.address.ip));
         assert!(name.peer.port != 0 && bench.element.holder(&name).is_some(), "options can be set on it");
         write(&accepted, answer);
-        let Reading::Bytes(heard, _) = socket.hear(&mut ReadBuffer::default()).await else { panic!("it answers") };
-        probe.heard(&heard);
+        let mut heard = [0; 64];
+        let length = socket.read(&mut heard).await.unwrap();
+        probe.heard(&heard[..length]);
         let Want::Report(outcome) = probe.poll(Instant::now()) else { panic!("it has heard enough") };
         let next = bench.call(|element, context| element.answered("cache", Incarnation(life), &probe, outcome, context));
         assert!(bench.element.holder(&name).is_none(), "forgotten after the try");

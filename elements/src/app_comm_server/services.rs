@@ -14,6 +14,7 @@ use armor_proto::hookup::{Endpoint, Name, Reply, Request};
 use armor_proto::ids::{ArmorId, ConnectionId, Incarnation};
 use armor_proto::message::Message;
 
+use super::restored::{holder_key, own_key};
 use super::timelines::Step;
 use super::AppCommServer;
 use super::connections::Server;
@@ -33,8 +34,8 @@ const CONNECTIONS_PER_MESSAGE: usize = 1000;
 pub(super) struct Service {
     pub(super) name: String,
     pub(super) address: Endpoint,
-    policy: Policy,
-    settled_ms: Option<u32>,
+    pub(super) policy: Policy,
+    pub(super) settled_ms: Option<u32>,
     pub(super) on_divergence: OnDivergence,
     pub(super) deadline_ms: u64,
     pub(super) supervised: bool,
@@ -50,21 +51,21 @@ pub(super) struct Service {
     pub(super) waiting: VecDeque<ConnectionId>,
     /// The queue is looked at again soon.
     pub(super) dials_again: bool,
-    next_listener: usize,
+    pub(super) next_listener: usize,
 }
 
 pub(super) struct Listener {
-    id: u64,
-    name: Name,
+    pub(super) id: u64,
+    pub(super) name: Name,
     /// The process that is about to bind its socket to the name. Until it has, the name is not looked at: that would be in its way.
-    binder: Option<u32>,
+    pub(super) binder: Option<u32>,
     /// Its TCP socket, where another one holds the address already (SO_REUSEPORT).
-    own: Option<OwnedFd>,
-    progress: Progress,
+    pub(super) own: Option<OwnedFd>,
+    pub(super) progress: Progress,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Progress {
+pub(super) enum Progress {
     /// It may yet connect.
     Bound,
     /// It listens, and APP_SERVER_DB has yet to confirm the address.
@@ -115,7 +116,7 @@ impl Service {
     }
 
     /// Forgets listeners of which every copy is closed.
-    fn forget_closed_listeners(&mut self) {
+    pub(super) fn forget_closed_listeners(&mut self) {
         self.listeners.retain(|listener| listener.binder.is_some() || !listener_is_gone(&listener.name));
     }
 }
@@ -144,7 +145,11 @@ impl AppCommServer {
         let (id, name_of_listener) = (self.next, Name::listener(self.next, address));
         let (service, own) = self.enter(address, &name, spec.as_deref(), life, socket);
         service.listeners.push(Listener { id, name: name_of_listener, binder: Some(asked.pid), own, progress: Progress::Bound });
-        asked.reply.send(&Reply::Bound { errno: 0, listener: id, name: Some(name_of_listener) }, None);
+        self.keep_service(address.unmapped());
+        context.state_changed();
+        // After the capture, so that what is bound is known in the next life of this ARMOR.
+        let reply = asked.reply;
+        context.then(move || reply.send(&Reply::Bound { errno: 0, listener: id, name: Some(name_of_listener) }, None));
         if spec.is_none() && self.watched.insert(asked.pid) {
             let (pid, handle) = (asked.pid, context.handle::<Self>());
             context.spawn(async move {
@@ -243,19 +248,25 @@ impl AppCommServer {
         let row = ServerRow { address, armor, incarnation, service, policy, deadline_ms, settled_ms };
         self.next = self.next.wrapping_add(1);
         self.registrations.insert(self.next, Registration { reply, address: address.unmapped(), listener: id });
+        self.keep_service(address.unmapped());
         context.send_reliable(Message::to(ArmorId::FTM, AppRegisterServer { row, request: self.next }));
     }
 
     /// APP_SERVER_DB's answer: who waits for the server may be connected.
     pub(super) fn registered(&mut self, answer: &AppServerRegistered, context: &mut Context<'_>) {
         let Some(Registration { reply, address, listener }) = self.registrations.remove(&answer.request) else { return };
-        reply.send(&Reply::Registered { errno: answer.errno }, None);
+        context.state_changed();
+        let errno = answer.errno;
+        context.then(move || reply.send(&Reply::Registered { errno }, None));
         let Some(service) = self.services.get_mut(&address) else { return };
         if answer.errno != 0 {
             if let Some(listener) = service.listener(listener) {
                 listener.progress = Progress::Bound;
             }
             service.registered = service.is_listening();
+            if !service.registered {
+                self.keeping.forget(&holder_key(address));
+            }
             return;
         }
         service.incarnation = service.incarnation.max(answer.incarnation);
@@ -275,14 +286,20 @@ impl AppCommServer {
         let at = service.listeners.iter().position(|listener| listener.id == id && listener.progress == Progress::Bound)?;
         let withdrawn = service.listeners.remove(at);
         if withdrawn.own.is_some() {
+            self.keeping.forget(&own_key(id));
             return withdrawn.own;
         }
+        let address = service.address.unmapped();
         if let Some(heir) = service.listeners.iter_mut().find_map(|listener| listener.own.take()) {
-            return Some(std::mem::replace(&mut service.holder, heir));
+            let holder = std::mem::replace(&mut service.holder, heir);
+            self.keep_service(address);
+            return Some(holder);
         }
         // A server that fails keeps its address, whatever its next life does.
-        let address = service.address.unmapped();
-        if service.registered { None } else { self.services.remove(&address).map(|service| service.holder) }
+        if service.registered {
+            return None;
+        }
+        self.services.remove(&address).map(|service| service.holder)
     }
 
     /// APP_SERVER_DB forgets the clients of a server that closes its listener, and may not have heard of some. Their ends here
@@ -314,6 +331,8 @@ impl AppCommServer {
     }
 
     pub(super) fn unregister(&mut self, address: Endpoint, context: &mut Context<'_>) {
+        self.keeping.forget(&holder_key(address));
+        context.state_changed();
         if let Some(service) = self.services.remove(&address).filter(|service| service.registered) {
             context.send_reliable(Message::to(ArmorId::FTM, AppUnregisterServer { address: service.address, armor: context.armor() }));
             for id in self.connections_where(|server| server.address == address && server.lacks_process()) {

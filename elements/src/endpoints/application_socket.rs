@@ -1,4 +1,5 @@
-//! The ARMOR's end of a protected connection: the other end is the application's file descriptor itself.
+//! The ARMOR's end of a protected connection: the other end is the application's file descriptor itself. Bytes move through the
+//! connection's record in the journal, so that what has moved is known even if this process dies in the middle.
 //!
 //! Invariant: end of file alone is never taken for an orderly close; [`Ending`] says what the kernel knows.
 
@@ -7,9 +8,8 @@ use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
-use bytes::Bytes;
+use armor_journal::{Keep, Received, Record};
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::io::Errno;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 
@@ -19,10 +19,12 @@ use super::unread_byte::{self, Whereabouts};
 /// What a read gave.
 #[derive(Debug)]
 pub enum Reading {
-    /// Bytes; `more` when the buffer was filled, so another read may give more at once.
-    Bytes(Bytes, bool),
+    /// Bytes.
+    Bytes(Received),
     /// Nothing now.
     Empty,
+    /// The journal has no room for bytes: they stay in the socket.
+    NoRoom,
     /// No byte will come any more.
     Ended(Ending),
 }
@@ -36,34 +38,6 @@ pub enum Ending {
     Gone,
     /// Gone, with bytes unread.
     Reset,
-}
-
-/// Where reads go. One for all connections of an element: what is read is copied out when it is little, so that many connections
-/// that say little take little memory, and taken out when it is much.
-#[derive(Debug, Default)]
-pub struct ReadBuffer {
-    bytes: Vec<u8>,
-}
-
-impl ReadBuffer {
-    /// From this many bytes on they are not copied.
-    const MUCH: usize = READ_SIZE / 2;
-
-    fn room(&mut self) -> &mut [u8] {
-        if self.bytes.is_empty() {
-            self.bytes = vec![0; READ_SIZE];
-        }
-        &mut self.bytes
-    }
-
-    fn take(&mut self, length: usize) -> Bytes {
-        if length < Self::MUCH {
-            return Bytes::copy_from_slice(&self.bytes[..length]);
-        }
-        let mut bytes = std::mem::take(&mut self.bytes);
-        bytes.truncate(length);
-        bytes.into()
-    }
 }
 
 /// The socket.
@@ -123,50 +97,29 @@ impl ApplicationSocket {
         self.socket.get_ref()
     }
 
-    /// Reads up to `most` bytes.
+    /// Reads up to `most` bytes. A state was saved in `record` before.
     #[must_use]
-    pub fn read(&self, buffer: &mut ReadBuffer, most: usize) -> Reading {
-        let most = most.min(READ_SIZE);
-        loop {
-            return match rustix::io::read(self.socket.get_ref(), &mut buffer.room()[..most]) {
-                Ok(0) => Reading::Ended(if self.hung_up() { Ending::Gone } else { Ending::Half }),
-                Ok(length) => Reading::Bytes(buffer.take(length), length == most),
-                Err(Errno::AGAIN) => Reading::Empty,
-                Err(Errno::INTR) => continue,
-                Err(Errno::CONNRESET) => Reading::Ended(Ending::Reset),
-                Err(_) => Reading::Ended(Ending::Gone),
-            };
+    pub fn read(&self, record: &mut Record, most: usize) -> Reading {
+        match record.receive(self.socket.get_ref().as_fd(), most.min(READ_SIZE)) {
+            Ok(received) if received.first.is_empty() => Reading::Ended(if self.hung_up() { Ending::Gone } else { Ending::Half }),
+            Ok(received) => Reading::Bytes(received),
+            Err(error) => match error.kind() {
+                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Reading::Empty,
+                io::ErrorKind::StorageFull => Reading::NoRoom,
+                io::ErrorKind::ConnectionReset => Reading::Ended(Ending::Reset),
+                _ => Reading::Ended(Ending::Gone),
+            },
         }
     }
 
-    /// Waits until there is something to read, and reads it.
-    pub async fn hear(&self, buffer: &mut ReadBuffer) -> Reading {
-        loop {
-            let Ok(mut ready) = self.socket.readable().await else { return Reading::Ended(Ending::Gone) };
-            match self.read(buffer, READ_SIZE) {
-                Reading::Empty => ready.clear_ready(),
-                reading => return reading,
-            }
-        }
-    }
-
-    /// Writes; the number of bytes taken, 0 when the application's buffer is full.
+    /// Writes; the number of bytes taken, 0 when the application's buffer is full. A state was saved in `record` before.
     ///
     /// # Errors
     /// `EPIPE`, `ECONNRESET`: the application is gone.
-    pub fn write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        loop {
-            return match rustix::net::sendmsg(
-                self.socket.get_ref(),
-                slices,
-                &mut rustix::net::SendAncillaryBuffer::default(),
-                rustix::net::SendFlags::NOSIGNAL | rustix::net::SendFlags::DONTWAIT,
-            ) {
-                Ok(written) => Ok(written),
-                Err(Errno::AGAIN) => Ok(0),
-                Err(Errno::INTR) => continue,
-                Err(error) => Err(error.into()),
-            };
+    pub fn write(&self, record: &mut Record, slices: &[IoSlice<'_>], keep: Keep) -> io::Result<usize> {
+        match record.send(self.socket.get_ref().as_fd(), slices, keep) {
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(0),
+            sent => sent,
         }
     }
 
@@ -246,33 +199,5 @@ impl Watch {
                 ready.clear_ready();
             }
         }
-    }
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::panic)]
-mod tests {
-    use super::*;
-    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-
-    #[tokio::test]
-    async fn little_and_much_are_read_with_one_buffer_and_never_more_than_may_be() {
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let (own, application) = socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap();
-        let socket = ApplicationSocket::new(own).unwrap();
-        let mut buffer = ReadBuffer::default();
-        let mut read = |most| match socket.read(&mut buffer, most) {
-            Reading::Bytes(bytes, more) => (bytes, more),
-            other => panic!("{other:?}"),
-        };
-        let said: Vec<u8> = (0..100_000u32).map(|number| number as u8).collect();
-        assert_eq!(rustix::io::write(&application, &said), Ok(100_000));
-        let (first, more) = read(3);
-        assert_eq!((&first[..], more), (&said[..3], true));
-        let (second, more) = read(usize::MAX);
-        assert!(second[..] == said[3..] && !more);
-        rustix::io::write(&application, b"little").unwrap();
-        assert_eq!(read(usize::MAX).0, "little");
-        assert!(first[..] == said[..3] && second[..] == said[3..], "what was read stays as it was");
     }
 }

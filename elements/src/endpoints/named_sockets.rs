@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use armor_proto::hookup::{ConnectState, Endpoint, Name};
 use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
@@ -42,7 +42,7 @@ pub fn client_pair(name: &Name) -> io::Result<ClientPair> {
 }
 
 impl ClientPair {
-    /// Makes the application's end look like a connect under way: not writable until [`Pending::finish`].
+    /// Makes the application's end look like a connect under way: not writable until it is emptied after [`Pending::announce`].
     ///
     /// # Errors
     /// The kernel's.
@@ -63,7 +63,7 @@ impl ClientPair {
     }
 }
 
-/// A client's connect under way.
+/// A client's connect under way: the application's socket is full.
 #[derive(Debug)]
 pub struct Pending {
     application: OwnedFd,
@@ -72,25 +72,34 @@ pub struct Pending {
 }
 
 impl Pending {
-    /// The connect has succeeded: the application's end becomes writable.
+    /// One of an earlier life of this ARMOR: the application may still wait.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn take_up(application: OwnedFd, filled: usize) -> io::Result<Pending> {
+        let usual = sockopt::socket_send_buffer_size(stream()?)? / 2;
+        Ok(Pending { application, usual, filled })
+    }
+
+    /// The application's end.
+    #[must_use]
+    pub fn application(&self) -> BorrowedFd<'_> {
+        self.application.as_fd()
+    }
+
+    /// Bytes that fill the application's socket.
+    #[must_use]
+    pub fn filled(&self) -> usize {
+        self.filled
+    }
+
+    /// The connect has succeeded. The application's end becomes writable when [`Pending::filled`] bytes are read from the other.
     ///
     /// # Errors
     /// The kernel's; the connection is of no use then.
-    pub fn finish(self, own: &OwnedFd) -> io::Result<()> {
+    pub fn announce(&self) -> io::Result<()> {
         set_connect_state(self.application.as_fd(), ConnectState::Established);
-        sockopt::set_socket_send_buffer_size(&self.application, self.usual)?;
-        let mut left = self.filled;
-        let mut sink = [0u8; 4096];
-        while left > 0 {
-            let most = left.min(sink.len());
-            match rustix::io::read(own, &mut sink[..most]) {
-                Ok(0) => break,
-                Ok(read) => left -= read,
-                Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(())
+        Ok(sockopt::set_socket_send_buffer_size(&self.application, self.usual)?)
     }
 
     /// The connect has failed; the caller closes its own end next, which wakes the application.
@@ -169,11 +178,14 @@ mod tests {
     }
 
     #[test]
-    fn a_pending_connect_becomes_writable_once_it_is_finished() {
+    fn a_pending_connect_becomes_writable_once_it_is_emptied_in_a_later_life_too() {
         let pair = client_pair(&name()).unwrap();
-        let pending = pair.pend().unwrap();
+        let filled = pair.pend().unwrap().filled();
         assert!(writable(&pair.application).is_empty());
-        pending.finish(&pair.own).unwrap();
+        let pending = Pending::take_up(pair.application.try_clone().unwrap(), filled).unwrap();
+        pending.announce().unwrap();
+        let mut filler = vec![0; filled];
+        assert_eq!(rustix::io::read(&pair.own, &mut filler).unwrap(), filler.len());
         assert_eq!(writable(&pair.application), PollFlags::OUT);
         rustix::io::write(&pair.application, b"hello").unwrap();
         let mut read = [0; 16];

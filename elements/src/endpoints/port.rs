@@ -1,27 +1,49 @@
-//! A protected connection's end joined to the application's socket: the loop that carries bytes between the two.
+//! A protected connection's end joined to the application's socket and to its record in the journal: the loop that carries bytes
+//! between the two.
 //!
 //! Invariant: nothing is read while the end has no room (back-pressure), nothing is written while the application has none.
+//! Invariant: the state of the end is saved before each call on the socket, and before anybody is told of what it has become.
 
-use std::io::IoSlice;
-use std::time::Instant;
+use std::cell::RefCell;
+use std::io::{self, IoSlice};
+use std::time::{Duration, Instant};
+
+use armor_journal::{Journal, JournalError, Keep, LastCall, Received, Record as JournalRecord};
 
 use armor_proto::connection::{
     Ack, AppAction, ClientEnd, Data, Direction, Event as EndEvent, ProtocolError, Record, Reset, ResetReason, ServerEnd,
 };
+use armor_proto::ids::ArmorId;
 use bytes::Bytes;
+use serde::Serialize;
 
-use super::application_socket::{ApplicationSocket, Ending, Read, ReadBuffer, Reading};
+use super::application_socket::{ApplicationSocket, Ending, Read, Reading};
 use super::unread_byte::Whereabouts;
 
 /// Most reads from one application before others have a turn.
 const READS_PER_TURN: usize = 8;
 /// Most slices in one write.
 const SLICES: usize = 32;
+/// Pause before an application is read again whose bytes found no room in the journal.
+const ROOM_AGAIN: Duration = Duration::from_millis(20);
+
+thread_local! {
+    /// Where states are put together.
+    static STATE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
 /// What the two ends of a connection have in common.
 pub trait End {
     /// Which of the two streams comes from the other end.
     const INCOMING: Direction;
+    /// What has to be known of bytes that were given to the application.
+    const KEEP: Keep;
+    /// See `ClientEnd::save`.
+    fn save(&self, state: &mut Vec<u8>);
+    /// What the call on the application's socket had done during which the process died.
+    fn last_call(&mut self, call: LastCall, now: Instant);
+    /// See `ClientEnd::resume`.
+    fn resume(&mut self, now: Instant);
     /// See `ClientEnd::handle_data`.
     ///
     /// # Errors
@@ -66,9 +88,22 @@ pub trait End {
 }
 
 macro_rules! end {
-    ($end:ty, $incoming:expr, $gone:ident) => {
+    ($end:ty, $incoming:expr, $gone:ident, $keep:expr, $given:expr) => {
         impl End for $end {
             const INCOMING: Direction = $incoming;
+            const KEEP: Keep = $keep;
+            fn save(&self, state: &mut Vec<u8>) {
+                <$end>::save(self, state);
+            }
+            fn last_call(&mut self, call: LastCall, now: Instant) {
+                match call {
+                    LastCall::Received(pieces) => pieces.into_iter().for_each(|piece| <$end>::app_read(self, piece, now)),
+                    given => $given(self, given, now),
+                }
+            }
+            fn resume(&mut self, now: Instant) {
+                <$end>::resume(self, now);
+            }
             fn handle_data(&mut self, data: &Data, payload: Bytes, now: Instant) -> Result<(), ProtocolError> {
                 <$end>::handle_data(self, data, payload, now)
             }
@@ -121,8 +156,16 @@ macro_rules! end {
     };
 }
 
-end!(ClientEnd, Direction::S2c, app_closed);
-end!(ServerEnd, Direction::C2s, server_lost);
+end!(ClientEnd, Direction::S2c, app_closed, Keep::Bytes, |end: &mut ClientEnd, given, now| {
+    if let LastCall::Sent(bytes) = given {
+        end.app_given(&bytes, now);
+    }
+});
+end!(ServerEnd, Direction::C2s, server_lost, Keep::Count, |end: &mut ServerEnd, given, _| {
+    if let LastCall::Counted(count) = given {
+        end.app_given(count);
+    }
+});
 
 /// What a turn of the loop asks of the element.
 #[derive(Debug, Default)]
@@ -137,6 +180,42 @@ pub struct Turn {
     pub wait_writable: bool,
     /// When `handle_timeout` is due, if earlier than what was armed before.
     pub arm: Option<Instant>,
+    /// The state could not be saved: an invariant is broken.
+    pub broken: Option<JournalError>,
+}
+
+/// Whether a read filled its buffer: there may be more.
+enum Filled {
+    Yes,
+    No,
+}
+
+/// What an element keeps with each end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Note {
+    /// The ARMOR of the other end.
+    pub other_end: ArmorId,
+    /// The element's own word.
+    pub word: u32,
+}
+
+impl Note {
+    const LENGTH: usize = 12;
+
+    fn write(self, state: &mut Vec<u8>) {
+        state.extend(self.other_end.0.to_le_bytes());
+        state.extend(self.word.to_le_bytes());
+    }
+
+    /// Takes the note off a saved state; what is left is the end's.
+    #[must_use]
+    pub fn read(state: &[u8]) -> Option<(Note, &[u8])> {
+        let (note, end) = state.split_at_checked(Note::LENGTH)?;
+        let (other_end, word) = note.split_at(8);
+        let note =
+            Note { other_end: ArmorId(u64::from_le_bytes(other_end.try_into().ok()?)), word: u32::from_le_bytes(word.try_into().ok()?) };
+        Some((note, end))
+    }
 }
 
 /// An end and its socket.
@@ -147,6 +226,12 @@ pub struct Port<E> {
     pub socket: Option<ApplicationSocket>,
     /// The stream from the application has ended; nothing is read any more.
     pub read_done: bool,
+    /// What the element has to know of this connection when its process has died; saved with the end.
+    pub note: Note,
+    record: JournalRecord,
+    broken: Option<JournalError>,
+    /// When to look for room in the journal again.
+    room_at: Option<Instant>,
     blocked: bool,
     paused: bool,
     armed: Option<Instant>,
@@ -157,9 +242,65 @@ pub struct Port<E> {
 }
 
 impl<E: End> Port<E> {
-    /// An end that has no socket yet.
-    pub fn new(end: E) -> Port<E> {
-        Port { end, socket: None, read_done: false, blocked: false, paused: false, armed: None, read_bytes: 0, written_bytes: 0 }
+    /// A new end, with a record of its own. `about` says for good what it is about.
+    ///
+    /// # Errors
+    /// The journal is full.
+    pub fn begin(journal: &Journal, about: &impl Serialize, note: Note, end: E) -> Result<Port<E>, JournalError> {
+        let mut bytes = Vec::new();
+        // Into memory, and without anything that msgpack cannot say: there is nothing to fail.
+        let _ = rmp_serde::encode::write(&mut bytes, about);
+        let record = journal.begin(&bytes, &[])?;
+        let mut port = Port::new(end, note, record);
+        port.save();
+        Ok(port)
+    }
+
+    /// An end that has no socket yet, and its record.
+    pub fn new(end: E, note: Note, record: JournalRecord) -> Port<E> {
+        Port {
+            end,
+            socket: None,
+            read_done: false,
+            note,
+            record,
+            broken: None,
+            room_at: None,
+            blocked: false,
+            paused: false,
+            armed: None,
+            read_bytes: 0,
+            written_bytes: 0,
+        }
+    }
+
+    /// Saves the end as it is now.
+    pub fn save(&mut self) {
+        let saved = STATE.with_borrow_mut(|state| {
+            state.clear();
+            self.note.write(state);
+            self.end.save(state);
+            self.record.save(state)
+        });
+        if let Err(error) = saved {
+            self.broken = Some(error);
+        }
+    }
+
+    /// Reads `count` bytes that are no part of the stream.
+    ///
+    /// # Errors
+    /// The socket's.
+    pub fn discard(&mut self, count: usize) -> io::Result<()> {
+        let mut left = count;
+        while left > 0 {
+            match self.receive(left) {
+                Reading::Bytes(received) => left -= received.first.len() + received.second.len(),
+                Reading::Ended(_) => break,
+                Reading::Empty | Reading::NoRoom => return Err(io::ErrorKind::WouldBlock.into()),
+            }
+        }
+        Ok(())
     }
 
     /// Joins a socket to the end.
@@ -185,58 +326,78 @@ impl<E: End> Port<E> {
     }
 
     /// Reads what the application has written. The ending is the element's to judge.
-    pub fn read(&mut self, buffer: &mut ReadBuffer, now: Instant) -> (Read, Option<Ending>) {
-        let Some(socket) = self.socket.as_ref().filter(|_| !self.read_done) else { return (Read::Finished, None) };
+    pub fn read(&mut self, now: Instant) -> (Read, Option<Ending>) {
         for _ in 0..READS_PER_TURN {
-            let room = self.end.read_capacity();
-            if room == 0 {
-                self.paused = true;
-                return (Read::Paused, None);
-            }
-            match socket.read(buffer, room) {
-                Reading::Bytes(bytes, more) => {
-                    self.read_bytes += bytes.len() as u64;
-                    self.end.app_read(bytes, now);
-                    if !more {
-                        return (Read::Drained, None);
-                    }
-                }
-                Reading::Empty => return (Read::Drained, None),
-                Reading::Ended(ending) => return (Read::Finished, Some(ending)),
+            match self.read_once(now) {
+                Ok(Filled::Yes) => {}
+                Ok(Filled::No) => return (Read::Drained, None),
+                Err(over) => return over,
             }
         }
         (Read::More, None)
     }
 
     /// Reads what is there now, to the last byte or to the end of the stream, as far as there is room.
-    pub fn read_all(&mut self, buffer: &mut ReadBuffer, now: Instant) -> (Read, Option<Ending>) {
-        while let Some(socket) = self.socket.as_ref().filter(|_| !self.read_done) {
-            let room = self.end.read_capacity();
-            if room == 0 {
-                return (Read::Paused, None);
-            }
-            match socket.read(buffer, room) {
-                Reading::Bytes(bytes, _) => {
-                    self.read_bytes += bytes.len() as u64;
-                    self.end.app_read(bytes, now);
-                }
-                Reading::Empty => return (Read::Drained, None),
-                Reading::Ended(ending) => return (Read::Finished, Some(ending)),
+    pub fn read_all(&mut self, now: Instant) -> (Read, Option<Ending>) {
+        loop {
+            // One that did not fill its buffer may have been the last before the end.
+            if let Err(over) = self.read_once(now) {
+                return over;
             }
         }
-        (Read::Finished, None)
+    }
+
+    /// One read, or why there is none.
+    fn read_once(&mut self, now: Instant) -> Result<Filled, (Read, Option<Ending>)> {
+        if self.read_done || self.socket.is_none() {
+            return Err((Read::Finished, None));
+        }
+        let room = self.end.read_capacity();
+        if room == 0 {
+            self.paused = true;
+            return Err((Read::Paused, None));
+        }
+        match self.receive(room) {
+            Reading::Bytes(received) => {
+                let filled = if received.filled { Filled::Yes } else { Filled::No };
+                self.take(received, now);
+                Ok(filled)
+            }
+            Reading::Empty => Err((Read::Drained, None)),
+            Reading::NoRoom => {
+                self.paused = true;
+                self.room_at = Some(now + ROOM_AGAIN);
+                Err((Read::Paused, None))
+            }
+            Reading::Ended(ending) => Err((Read::Finished, Some(ending))),
+        }
+    }
+
+    fn receive(&mut self, room: usize) -> Reading {
+        self.save();
+        match &self.socket {
+            Some(socket) => socket.read(&mut self.record, room),
+            None => Reading::Empty,
+        }
+    }
+
+    fn take(&mut self, received: Received, now: Instant) {
+        for piece in [received.first, received.second] {
+            self.read_bytes += piece.len() as u64;
+            if !piece.is_empty() {
+                self.end.app_read(piece, now);
+            }
+        }
     }
 
     /// Reads all that is left in the socket of a process that has died, window or not.
-    pub fn drain_dead(&mut self, buffer: &mut ReadBuffer, now: Instant) {
-        let Some(socket) = self.socket.take() else { return };
+    pub fn drain_dead(&mut self, now: Instant) {
         while !self.read_done
-            && let Reading::Bytes(bytes, _) = socket.read(buffer, super::READ_SIZE)
+            && let Reading::Bytes(received) = self.receive(super::READ_SIZE)
         {
-            self.read_bytes += bytes.len() as u64;
-            self.end.app_read(bytes, now);
+            self.take(received, now);
         }
-        socket.hang_up();
+        self.detach();
     }
 
     /// The application's buffer has room again.
@@ -270,13 +431,18 @@ impl<E: End> Port<E> {
         while let Some(event) = self.end.poll_event() {
             turn.events.push(event);
         }
-        if self.paused && self.end.read_capacity() > 0 {
+        self.save();
+        turn.broken = self.broken.take();
+        if self.room_at.is_some_and(|at| at <= now) {
+            self.room_at = None;
+        }
+        if self.paused && self.end.read_capacity() > 0 && self.room_at.is_none() {
             self.paused = false;
             if let Some(socket) = &self.socket {
                 socket.resume();
             }
         }
-        if let Some(due) = self.end.poll_timeout()
+        if let Some(due) = self.end.poll_timeout().into_iter().chain(self.room_at).min()
             && self.armed.is_none_or(|armed| due < armed)
         {
             self.armed = Some(due);
@@ -294,10 +460,11 @@ impl<E: End> Port<E> {
     }
 
     fn write(&mut self, now: Instant, turn: &mut Turn) {
+        self.save();
         let Some(socket) = &self.socket else { return };
         let mut slices = [IoSlice::new(&[]); SLICES];
         let count = self.end.app_slices(&mut slices);
-        match socket.write(&slices[..count]) {
+        match socket.write(&mut self.record, &slices[..count], E::KEEP) {
             Ok(0) => {
                 self.blocked = true;
                 turn.wait_writable = true;

@@ -6,12 +6,16 @@
 //! Invariant: no answer of a server makes it keep more than [`KEPT`] bytes beyond what is expected, and no try takes longer
 //! than its timeout.
 
-use std::io::{self, IoSlice};
+use std::io;
 use std::time::{Duration, Instant};
 
-use super::application_socket::{ApplicationSocket, ReadBuffer, Reading};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixStream;
+
 use crate::operations::ReadyQuestion;
 
+/// How long a server may take to take a question.
+const SAYING: Duration = Duration::from_secs(1);
 /// Bytes of an unexpected answer that are kept for people.
 const KEPT: usize = 64;
 
@@ -163,11 +167,11 @@ pub enum Next {
 /// for any more; `report` is told of each try.
 pub async fn ask(
     mut probe: Probe,
-    mut connect: impl FnMut() -> Option<io::Result<ApplicationSocket>>,
+    mut connect: impl FnMut() -> Option<io::Result<UnixStream>>,
     mut report: impl FnMut(&Probe, Outcome) -> Next,
 ) {
-    let mut connection: Option<ApplicationSocket> = None;
-    let mut buffer = ReadBuffer::default();
+    let mut connection: Option<UnixStream> = None;
+    let mut buffer = [0; 4096];
     loop {
         match probe.poll(Instant::now()) {
             Want::Rest(until) => tokio::time::sleep_until(until.into()).await,
@@ -180,26 +184,26 @@ pub async fn ask(
                 Some(Err(error)) => probe.failed(error),
             },
             Want::Say(bytes) => {
-                let said = connection.as_ref().map_or(Ok(0), |socket| socket.write(&[IoSlice::new(bytes)]));
-                match said {
-                    Ok(said) if said == bytes.len() => probe.said(),
-                    Ok(_) => probe.failed("it takes no bytes"),
-                    Err(error) => probe.failed(error),
+                let Some(socket) = &mut connection else { return };
+                // A question fits any socket's buffer; who takes none of it does not answer either.
+                match tokio::time::timeout(SAYING, socket.write_all(bytes)).await {
+                    Ok(Ok(())) => probe.said(),
+                    Ok(Err(error)) => probe.failed(error),
+                    Err(_) => probe.failed("it takes no bytes"),
                 }
             }
             Want::Hear(until) => {
-                let Some(socket) = &connection else { return };
-                match tokio::time::timeout_at(until.into(), socket.hear(&mut buffer)).await {
-                    Ok(Reading::Bytes(bytes, _)) => probe.heard(&bytes),
-                    Ok(Reading::Ended(_)) => probe.failed("it closed the connection"),
+                let Some(socket) = &mut connection else { return };
+                match tokio::time::timeout_at(until.into(), socket.read(&mut buffer)).await {
+                    Ok(Ok(0)) => probe.failed("it closed the connection"),
+                    Ok(Ok(length)) => probe.heard(&buffer[..length]),
+                    Ok(Err(error)) => probe.failed(error),
                     // The time is over; the probe knows when it is polled.
-                    Ok(Reading::Empty) | Err(_) => {}
+                    Err(_) => {}
                 }
             }
             Want::Report(outcome) => {
-                if let Some(socket) = connection.take() {
-                    socket.hang_up();
-                }
+                connection = None;
                 if report(&probe, outcome) == Next::Stop {
                     return;
                 }
@@ -321,7 +325,7 @@ mod tests {
                 } else {
                     kept.push(server);
                 }
-                Some(ApplicationSocket::new(own))
+                Some(UnixStream::from_std(own.into()))
             }
         };
         let mut told = Vec::new();

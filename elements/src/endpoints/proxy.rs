@@ -89,8 +89,12 @@ pub trait Proxy: Element {
     /// Lets an end act until it wants nothing more.
     fn turn(&mut self, id: ConnectionId, now: Instant, context: &mut Context<'_>) {
         let Some(port) = self.port(id) else { return };
-        let Turn { records, events, reset, wait_writable, arm } = port.turn(now);
+        let Turn { records, events, reset, wait_writable, arm, broken } = port.turn(now);
         let writable = port.socket.as_ref().filter(|_| wait_writable).map(|socket| socket.watch());
+        if let Some(error) = broken {
+            // What was not saved must not be told.
+            return context.fail_stop(format!("connection {id}: {error}"));
+        }
         if reset.is_some() {
             let whereabouts = self.whereabouts(id);
             if let Some(port) = self.port(id) {

@@ -46,7 +46,7 @@ impl ConnectionOptions {
     }
 
     fn tried(&mut self, family: IpFamily, level: i32, option: i32, value: &[u8]) -> Result<(), i32> {
-        let socket = fresh(family)?;
+        let socket = fresh_socket(family)?;
         match set_option(socket.as_fd(), level, option, value) {
             0 => {}
             errno => return Err(errno),
@@ -70,13 +70,13 @@ impl ConnectionOptions {
         if let Some((.., value)) = self.set.iter().find(|(known, name, _)| (*known, *name) == (level, option)) {
             return Reply::Option { errno: 0, value: value[..value.len().min(length as usize)].to_vec() };
         }
-        let fresh = if listener.is_none() { fresh(family).ok() } else { None };
+        let fresh = if listener.is_none() { fresh_socket(family).ok() } else { None };
         get_option_for(listener.or(fresh.as_ref()), level, option, length)
     }
 }
 
 /// A TCP socket that nothing was done to.
-fn fresh(family: IpFamily) -> Result<OwnedFd, i32> {
+pub fn fresh_socket(family: IpFamily) -> Result<OwnedFd, i32> {
     let family = match family {
         IpFamily::V4 => AddressFamily::INET,
         IpFamily::V6 => AddressFamily::INET6,

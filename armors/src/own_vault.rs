@@ -1,0 +1,49 @@
+//! An ARMOR and the vault that has started it: each watches the other.
+//!
+//! The vault hears from the ARMOR's own thread that it is alive. When the vault is lost the ARMOR starts another one, and whoever keeps
+//! something finds it and keeps it there again.
+
+use std::process::Child;
+use std::time::Duration;
+
+use armor_vault::Keeper;
+
+use crate::environment::ArmorDirectory;
+
+/// Pause between two signs of life; a vault waits ten times as long by default.
+const ALIVE: Duration = Duration::from_millis(100);
+/// Pause between two tries to reach a vault that has just been started, and how many until it is started again.
+const REACH: (Duration, u32) = (Duration::from_millis(5), 400);
+
+/// Says that this ARMOR is alive, for ever.
+pub(crate) async fn watch(directory: ArmorDirectory) {
+    let keeper = match Keeper::connect(&directory.vault_socket(), &directory.name) {
+        Ok((keeper, _)) => keeper,
+        Err(error) => return tracing::error!(%error, "nobody watches this ARMOR"),
+    };
+    let mut replacements: Vec<Child> = Vec::new();
+    loop {
+        if let Err(error) = keeper.alive() {
+            tracing::warn!(%error, "another vault is started");
+            replace(&keeper, &directory, &mut replacements).await;
+        }
+        // Vaults of earlier failures are children of this process.
+        replacements.retain_mut(|vault| vault.try_wait().is_ok_and(|ended| ended.is_none()));
+        tokio::time::sleep(ALIVE).await;
+    }
+}
+
+async fn replace(keeper: &Keeper, directory: &ArmorDirectory, replacements: &mut Vec<Child>) {
+    loop {
+        match armor_vault::replacement(&directory.name, directory.path()).and_then(|mut command| command.spawn()) {
+            Ok(vault) => replacements.push(vault),
+            Err(error) => tracing::error!(%error, "a vault cannot be started"),
+        }
+        for _ in 0..REACH.1 {
+            tokio::time::sleep(REACH.0).await;
+            if keeper.reconnect().is_ok() {
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! Daemons, Execution ARMORs and vaults are killed with SIGKILL while clients stream: nothing is lost or repeated, no application is
+//! started again, no connection is closed.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod environment;
+
+use std::process::Stdio;
+
+use environment::{Beside, Environment, compile, free_port, kill, text};
+
+/// The C echo server under ARMOR; its port and its process.
+fn echo_server(environment: &Environment, options: &[&str]) -> (String, i32) {
+    let port = free_port().to_string();
+    let program = compile(environment, "epoll_echo_server");
+    environment.launch("echo", &[&["--policy", "stream"], options].concat(), &[&program, &port]);
+    (port, environment.wait_for("the server", || environment.pid("echo")))
+}
+
+/// A client that compares every byte, with all its connections open.
+fn verifier(environment: &Environment, port: &str, arguments: &[&str]) -> Beside {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/programs/verify_echo.py");
+    let mut client = Beside::start(environment.run(&[&["python3", script, port], arguments].concat()));
+    assert_eq!(client.line().as_deref(), Some("all connected"), "{}", environment.logs());
+    client
+}
+
+fn finishes_identical(environment: &Environment, client: &mut Beside) {
+    client.end();
+    assert_eq!(client.line().as_deref(), Some("identical"), "{}", environment.logs());
+}
+
+#[test]
+fn a_daemon_that_dies_again_and_again_costs_no_byte_and_no_restart() {
+    let environment = Environment::up();
+    let (port, server) = echo_server(&environment, &[]);
+    let mut client = verifier(&environment, &port, &["20"]);
+    for _ in 0..12 {
+        environment.kill_armor("node1");
+    }
+    finishes_identical(&environment, &mut client);
+    assert_eq!(environment.pid("echo"), Some(server), "the server was not started again");
+    assert_eq!(environment.events("connection-lost").len(), 0, "{}", environment.logs());
+    assert_eq!(environment.events("connection-reset").len(), 0, "{}", environment.logs());
+}
+
+#[test]
+fn a_download_does_not_notice_that_its_daemon_dies() {
+    let environment = Environment::up();
+    let root = environment.file("www");
+    std::fs::create_dir(&root).unwrap();
+    let content: Vec<u8> = (0..64u32 << 20).map(|at| (at ^ at >> 9 ^ at >> 17) as u8).collect();
+    std::fs::write(root.join("big.bin"), &content).unwrap();
+    let port = free_port().to_string();
+    let server = ["python3", "-m", "http.server", &port, "--bind", "127.0.0.1", "--directory", root.to_str().unwrap()];
+    environment.launch("files", &[], &server);
+    let (url, file) = (format!("http://127.0.0.1:{port}/big.bin"), environment.file("received.bin"));
+    let mut curl = environment.run(&["curl", "-sS", "--limit-rate", "30M", "-o", file.to_str().unwrap(), &url]);
+    let mut curl = curl.stderr(Stdio::piped()).spawn().unwrap();
+    for part in 1..6 {
+        let arrived = || std::fs::metadata(&file).ok().filter(|meta| meta.len() > part << 23);
+        environment.wait_for("the download to go on", || arrived().map(|_| ()).or_else(|| curl.try_wait().unwrap().map(|_| ())));
+        environment.kill_armor("node1");
+    }
+    let output = curl.wait_with_output().unwrap();
+    assert!(output.status.success(), "curl: {}\n{}", text(&output), environment.logs());
+    assert!(std::fs::read(&file).unwrap() == content, "another stream\n{}", environment.logs());
+}
+
+#[test]
+fn a_server_that_dies_together_with_its_daemon_is_replayed() {
+    let environment = Environment::up();
+    let (port, _) = echo_server(&environment, &[]);
+    let mut client = verifier(&environment, &port, &["10", "3000000"]);
+    for _ in 0..4 {
+        let server = environment.wait_for("the server", || environment.pid("echo"));
+        kill(server);
+        environment.kill_armor("node1");
+        environment.wait_for("the next server", || environment.pid("echo").filter(|pid| *pid != server));
+    }
+    finishes_identical(&environment, &mut client);
+}
+
+#[test]
+fn an_execution_armor_and_its_daemon_may_die_in_turn() {
+    let environment = Environment::up();
+    let (port, server) = echo_server(&environment, &["--execution-armor"]);
+    let mut client = verifier(&environment, &port, &["10"]);
+    for _ in 0..3 {
+        environment.kill_armor("node1/armors/echo");
+        environment.kill_armor("node1");
+    }
+    finishes_identical(&environment, &mut client);
+    assert_eq!(environment.pid("echo"), Some(server), "the server was not started again");
+}
+
+#[test]
+fn a_vault_that_dies_is_replaced_and_keeps_everything_again() {
+    let environment = Environment::up();
+    let (port, server) = echo_server(&environment, &[]);
+    let mut client = verifier(&environment, &port, &["10"]);
+    for _ in 0..3 {
+        let vault = environment.process("node1", "vault.pid");
+        let kept = environment.events("kept-anew").len();
+        kill(vault);
+        environment.wait_for("another vault", || {
+            let text = std::fs::read_to_string(environment.directory("node1").join("vault.pid")).ok()?;
+            text.trim().parse::<i32>().ok().filter(|pid| *pid != vault && environment::lives(*pid))
+        });
+        // Both comm elements and the overseer; before that the death of the daemon would be the death of the node.
+        environment.wait_for("everything to be kept again", || (environment.events("kept-anew").len() >= kept + 3).then_some(()));
+        environment.kill_armor("node1");
+    }
+    finishes_identical(&environment, &mut client);
+    assert_eq!(environment.pid("echo"), Some(server), "the server was not started again");
+}

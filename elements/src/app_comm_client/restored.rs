@@ -1,0 +1,154 @@
+//! Connections of an earlier life of this ARMOR: taken up where they were (thesis §4.5.2).
+//!
+//! Invariant: an application that has its socket goes on with it; one that waits for its connect asks again, or goes on waiting.
+
+use std::time::Instant;
+
+use armor_core::context::Context;
+use armor_core::events::Event;
+use armor_journal::{LastCall, Recovered, Recovery};
+use armor_proto::connection::{ClientEnd, ResetReason};
+use armor_proto::hookup::{Endpoint, Name, Role};
+use armor_proto::ids::ConnectionId;
+use serde::{Deserialize, Serialize};
+
+use super::{AppCommClient, Client, State, Waiting};
+use crate::endpoints::{ApplicationSocket, End as _, Handed, Note, Pending, Port, Proxy, connection_config, policy};
+use crate::operations::{OnDivergence, ServerRow};
+
+/// What a connection is about for good, in its record.
+#[derive(Serialize, Deserialize)]
+pub(super) struct About {
+    pub(super) id: ConnectionId,
+    pub(super) local: Endpoint,
+    pub(super) dialled: Endpoint,
+    pub(super) server: ServerRow,
+    pub(super) pid: u32,
+    pub(super) descriptor: i32,
+}
+
+impl About {
+    pub(super) fn name(&self) -> Name {
+        Name { role: Role::Client, id: self.id.0, local: self.local, peer: self.dialled }
+    }
+}
+
+/// How the application waits for its connect, as it stands in the word of a note.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Wait {
+    /// It has its socket.
+    Over,
+    /// In poll: so many bytes fill its socket.
+    Polling(usize),
+    /// The same, and they are being taken out.
+    Emptying(usize),
+    /// For our answer.
+    Blocked,
+}
+
+impl Wait {
+    pub(super) fn word(self) -> u32 {
+        let (kind, filled) = match self {
+            Wait::Over => (0, 0),
+            Wait::Polling(filled) => (1, filled),
+            Wait::Emptying(filled) => (2, filled),
+            Wait::Blocked => (3, 0),
+        };
+        kind | (filled as u32) << 2
+    }
+
+    fn of(word: u32) -> Wait {
+        let filled = (word >> 2) as usize;
+        match word & 3 {
+            0 => Wait::Over,
+            1 => Wait::Polling(filled),
+            2 => Wait::Emptying(filled),
+            _ => Wait::Blocked,
+        }
+    }
+}
+
+/// Keys of a connection's descriptors in the vault.
+pub(super) struct Keys {
+    pub(super) socket: String,
+    pub(super) application: String,
+}
+
+impl Keys {
+    pub(super) fn of(id: ConnectionId) -> Keys {
+        Keys { socket: format!("socket-{:x}", id.0), application: format!("application-{:x}", id.0) }
+    }
+}
+
+impl AppCommClient {
+    /// Takes up what an earlier life has left.
+    pub(super) fn take_up(&mut self, recovery: Result<Recovery, String>, handed: &mut Handed, context: &mut Context<'_>) {
+        let recovery = match recovery {
+            Ok(recovery) => recovery,
+            Err(reason) => return context.event(Event::new("connections-lost").with("reason", reason)),
+        };
+        let begun = Instant::now();
+        let count = recovery.records.len();
+        for about in recovery.damaged {
+            let id = rmp_serde::from_slice::<About>(&about).map_or(ConnectionId(0), |about| about.id);
+            self.lose(id, "its record in the journal is damaged", context);
+        }
+        for recovered in recovery.records {
+            let id = rmp_serde::from_slice::<About>(&recovered.about).map_or(ConnectionId(0), |about| about.id);
+            if let Err(reason) = self.take_up_one(recovered, handed, context) {
+                self.lose(id, &reason, context);
+            }
+        }
+        if count > 0 {
+            context.event(Event::new("connections-taken-up").with("connections", self.clients.len()).with("took_us", begun.elapsed().as_micros()));
+        }
+    }
+
+    /// The application finds its socket closed, and is told that this was a reset.
+    fn lose(&mut self, id: ConnectionId, reason: &str, context: &mut Context<'_>) {
+        self.resets.remember(id, ResetReason::NoReplay);
+        context.event(Event::new("connection-lost").with("connection", id).with("reason", reason));
+    }
+
+    fn take_up_one(&mut self, recovered: Recovered, handed: &mut Handed, context: &mut Context<'_>) -> Result<(), String> {
+        let now = Instant::now();
+        let Recovered { record, about, state, log, last } = recovered;
+        let about: About = rmp_serde::from_slice(&about).map_err(|error| error.to_string())?;
+        let (note, end) = Note::read(&state).ok_or("its state is cut")?;
+        let (id, name) = (about.id, about.name());
+        let keys = Keys::of(id);
+        let server = about.server.clone();
+        let config = connection_config(self.config.window_bytes, self.config.log_bytes, server.deadline_ms, OnDivergence::Reset);
+        let end = ClientEnd::restore(end, log, config, policy(server.policy, server.settled_ms), now).map_err(|error| error.to_string())?;
+        let mut port = Port::new(end, note, record);
+        let socket = handed.take(&keys.socket).map(ApplicationSocket::new).transpose().map_err(|error| error.to_string())?;
+        let application = handed.take(&keys.application);
+        let mut waiting = None;
+        let wait = Wait::of(note.word);
+        match (wait, last) {
+            (Wait::Emptying(_), Some(LastCall::Received(_))) => port.note.word = Wait::Over.word(),
+            (Wait::Polling(filled) | Wait::Emptying(filled), _) => {
+                let application = application.ok_or("the socket of a pending connect is gone")?;
+                waiting = Some(Waiting::Polling(Pending::take_up(application, filled).map_err(|error| error.to_string())?));
+            }
+            (_, Some(call)) => port.end.last_call(call, now),
+            (_, None) => {}
+        }
+        port.end.resume(now);
+        match socket {
+            // Whoever waited for our answer asks again; this connect was in vain.
+            _ if wait == Wait::Blocked => port.end.app_reset(now),
+            Some(socket) => port.attach(socket),
+            None => port.end.app_closed(now),
+        }
+        let state = if wait == Wait::Over { State::Recovering } else { State::Connecting };
+        let About { dialled, pid, descriptor, .. } = about;
+        // Options that were set before are forgotten; further ones can be.
+        let holder = crate::endpoints::fresh_socket(name.family()).ok();
+        let client = Client { port, name, server, dialled, holder, waiting, looked_up: false, state, pid, descriptor };
+        self.clients.insert(id, client);
+        self.watch(id, context);
+        self.turn(id, now, context);
+        Ok(())
+    }
+}

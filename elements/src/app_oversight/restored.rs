@@ -1,0 +1,159 @@
+//! Applications that an earlier life of this ARMOR has started: they run on, and are overseen again (thesis §4.5.2).
+//!
+//! Invariant: never two lives of an application at once: what an earlier life may have started without having said so is ended first.
+
+use std::collections::VecDeque;
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::ExitStatus;
+use std::time::{Duration, Instant};
+
+use armor_core::context::Context;
+use armor_core::events::Event;
+use armor_proto::hookup::{ENV_RUN_DIR, ENV_SERVICE};
+use armor_proto::ids::Incarnation;
+use armor_vault::Exited;
+use rustix::process::Signal;
+use serde::{Deserialize, Serialize};
+
+use super::{AppOversight, Application, kill_group, pid_of};
+use crate::endpoints::watch_process;
+use crate::operations::{ApplicationSpec, ApplicationState};
+
+/// How long the vault may take to say how a process has ended whose end is seen here.
+const STATUS_WITHIN: Duration = Duration::from_millis(50);
+/// Ends of processes that are remembered until they are asked for; the oldest are forgotten.
+const EXITS: usize = 4096;
+
+/// What is captured of an application.
+#[derive(Serialize, Deserialize)]
+struct Captured {
+    spec: ApplicationSpec,
+    state: ApplicationState,
+    pid: u32,
+    /// Tells the process from a later one with the same number.
+    born: u64,
+    incarnation: Incarnation,
+    restarts: u64,
+}
+
+impl AppOversight {
+    pub(super) fn captured(&self) -> Option<Vec<u8>> {
+        let captured: Vec<_> = self
+            .applications
+            .values()
+            .map(|application| Captured {
+                spec: application.spec.clone(),
+                state: application.state,
+                pid: application.pid,
+                born: application.born,
+                incarnation: application.incarnation,
+                restarts: application.restarts,
+            })
+            .collect();
+        rmp_serde::to_vec(&captured).ok()
+    }
+
+    pub(super) fn take_back(&mut self, state: &[u8]) -> Result<(), String> {
+        let captured: Vec<Captured> = rmp_serde::from_slice(state).map_err(|error| error.to_string())?;
+        for Captured { spec, state, pid, born, incarnation, restarts } in captured {
+            let number = self.next_number;
+            self.next_number += 1;
+            let (name, pause) = (spec.name.clone(), Duration::from_millis(spec.backoff_ms));
+            let (started, failures, stopping) = (Instant::now(), VecDeque::new(), None);
+            let taken = Application { spec, state, pid, born, incarnation, started, failures, restarts, pause, stopping, number };
+            self.applications.insert(name, taken);
+        }
+        Ok(())
+    }
+
+    /// Oversees what runs, and starts what was to be started.
+    pub(super) fn take_up(&mut self, context: &mut Context<'_>) {
+        let known: Vec<_> = self.applications.values().map(|app| (app.spec.name.clone(), app.state, app.pid, app.born)).collect();
+        for (name, state, pid, born) in known {
+            match state {
+                ApplicationState::Running if born_at(pid) == Some(born) => self.adopt(&name, pid, context),
+                ApplicationState::Running => self.orphan_ended(&name, pid, context),
+                ApplicationState::Restarting => {
+                    self.end_leftovers(&name, context);
+                    self.begin(&name, context);
+                }
+                ApplicationState::Ended | ApplicationState::GivenUp => {}
+            }
+        }
+    }
+
+    fn adopt(&mut self, name: &str, pid: u32, context: &mut Context<'_>) {
+        context.event(Event::new("application-adopted").with("service", name).with("pid", pid));
+        let (name, handle) = (name.to_owned(), context.handle::<Self>());
+        context.spawn(async move {
+            watch_process(pid).await;
+            let known = handle.call(|element, _| element.exits.iter().any(|exit| exit.pid == pid));
+            if known == Some(false) {
+                tokio::time::sleep(STATUS_WITHIN).await;
+            }
+            handle.call(|element, context| element.orphan_ended(&name, pid, context));
+        });
+    }
+
+    /// The vault says how a process has ended that is no child of this one.
+    pub(super) fn process_exited(&mut self, exited: &Exited, _: &mut Context<'_>) {
+        self.exits.push_back(*exited);
+        if self.exits.len() > EXITS {
+            self.exits.pop_front();
+        }
+    }
+
+    fn orphan_ended(&mut self, name: &str, pid: u32, context: &mut Context<'_>) {
+        let status = self.exits.iter().position(|exit| exit.pid == pid).and_then(|at| self.exits.remove(at)).map(|exit| exit.status);
+        let (how, orderly) = match status.map(ExitStatus::from_raw) {
+            Some(status) => (status.to_string(), status.success()),
+            None => ("ended, and nobody knows how".to_owned(), false),
+        };
+        self.ended(name, pid, &how, orderly, context);
+    }
+
+    /// A process that was started just before the death of the ARMOR, so that its number was never captured.
+    fn end_leftovers(&self, name: &str, context: &mut Context<'_>) {
+        let own = |environment: &[u8]| {
+            let has = |key: &str, value: &[u8]| {
+                let wanted = [key.as_bytes(), b"=", value].concat();
+                environment.split(|byte| *byte == 0).any(|entry| entry == wanted)
+            };
+            has(ENV_SERVICE, name.as_bytes()) && has(ENV_RUN_DIR, self.run_dir.as_os_str().as_encoded_bytes())
+        };
+        for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+            if std::fs::read(entry.path().join("environ")).is_ok_and(|environment| own(&environment)) {
+                context.event(Event::new("application-leftover-killed").with("service", name).with("pid", pid));
+                kill_group(pid, Signal::KILL);
+                if let Some(pid) = pid_of(pid) {
+                    let _ = rustix::process::kill_process(pid, Signal::KILL);
+                }
+            }
+        }
+    }
+}
+
+/// When a process was started, in clock ticks after boot: field 22 of its `stat`.
+pub(super) fn born_at(pid: u32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name, in parentheses, may hold anything.
+    let (_, fields) = stat.rsplit_once(')')?;
+    let mut fields = fields.split_whitespace();
+    // A zombie has ended.
+    if fields.next()? == "Z" {
+        return None;
+    }
+    fields.nth(18)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_told_by_its_number_and_birth() {
+        assert!(born_at(std::process::id()).is_some_and(|born| born > 0));
+        assert_eq!(born_at(0), None);
+    }
+}
