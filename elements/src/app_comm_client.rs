@@ -521,6 +521,8 @@ impl Proxy for AppCommClient {
 
     fn was_reset(&mut self, id: ConnectionId, reason: ResetReason, context: &mut Context<'_>) {
         self.resets.remember(id, reason);
+        // The application sees the reset when the last copy of this end is closed.
+        self.let_go(id);
         let service = self.clients.get(&id).map_or("", |client| &client.server.service);
         let told = Event::new("connection-reset").with("connection", id).with("service", service);
         self.tell(told.with("reason", format!("{reason:?}")), context);

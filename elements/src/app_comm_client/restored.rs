@@ -85,7 +85,10 @@ impl AppCommClient {
     pub(super) fn take_up(&mut self, recovery: Result<Recovery, String>, handed: &mut Handed, context: &mut Context<'_>) {
         let recovery = match recovery {
             Ok(recovery) => recovery,
-            Err(reason) => return context.event(Event::new("connections-lost").with("reason", reason)),
+            Err(reason) => {
+                self.keeping.forget_rest(handed);
+                return context.event(Event::new("connections-lost").with("reason", reason));
+            }
         };
         let begun = Instant::now();
         let count = recovery.records.len();
@@ -99,6 +102,7 @@ impl AppCommClient {
                 self.lose(id, &reason, context);
             }
         }
+        self.keeping.forget_rest(handed);
         if count > 0 {
             context.event(Event::new("connections-taken-up").with("connections", self.clients.len()).with("took_us", begun.elapsed().as_micros()));
         }
@@ -107,6 +111,7 @@ impl AppCommClient {
     /// The application finds its socket closed, and is told that this was a reset.
     fn lose(&mut self, id: ConnectionId, reason: &str, context: &mut Context<'_>) {
         self.resets.remember(id, ResetReason::NoReplay);
+        self.let_go(id);
         context.event(Event::new("connection-lost").with("connection", id).with("reason", reason));
     }
 
@@ -133,6 +138,9 @@ impl AppCommClient {
             }
             (_, Some(call)) => port.end.last_call(call, now),
             (_, None) => {}
+        }
+        if waiting.is_none() {
+            self.keeping.forget(&keys.application);
         }
         port.end.resume(now);
         match socket {

@@ -268,6 +268,8 @@ impl Proxy for AppCommServer {
 
     fn was_reset(&mut self, id: ConnectionId, reason: ResetReason, _: &mut Context<'_>) {
         self.resets.remember(id, reason);
+        // The application sees the reset when the last copy of this end is closed.
+        self.keeping.forget(&socket_key(id));
         if let Some(server) = self.servers.get_mut(&id) {
             server.life += 1;
         }

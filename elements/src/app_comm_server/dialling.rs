@@ -118,12 +118,13 @@ impl AppCommServer {
             }
         };
         let now = Instant::now();
+        server.process = self.applications.get(&*server.service).map(|application| application.incarnation);
+        server.port.note.word = server.process.map_or(0, |process| process.0);
         self.keeping.keep(&socket_key(id), socket.descriptor().as_fd());
         if server.port.end.attached(service.incarnation, now).is_err() {
             return Dialled::Over;
         }
         server.port.attach(socket);
-        server.process = self.applications.get(&*server.service).map(|application| application.incarnation);
         server.state = State::Established;
         server.life += 1;
         self.watch(id, context);

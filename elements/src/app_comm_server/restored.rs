@@ -167,7 +167,10 @@ impl AppCommServer {
     pub(super) fn take_up(&mut self, recovery: Result<Recovery, String>, handed: &mut Handed, context: &mut Context<'_>) {
         let recovery = match recovery {
             Ok(recovery) => recovery,
-            Err(reason) => return context.event(Event::new("connections-lost").with("reason", reason)),
+            Err(reason) => {
+                self.keeping.forget_rest(handed);
+                return context.event(Event::new("connections-lost").with("reason", reason));
+            }
         };
         for about in &recovery.damaged {
             lose(about, "its record in the journal is damaged", context);
@@ -178,6 +181,7 @@ impl AppCommServer {
                 lose(&about, &reason, context);
             }
         }
+        self.keeping.forget_rest(handed);
         for address in self.services.keys().copied().collect::<Vec<_>>() {
             if self.services.get(&address).is_some_and(Service::is_listening) {
                 self.listens(address, context);
@@ -204,7 +208,9 @@ impl AppCommServer {
         }
         end.resume(now);
         let state = if socket.is_some() { State::Established } else { State::Waiting };
+        let process = (note.word != 0).then_some(Incarnation(note.word));
         let mut server = Server::new(&about, Port::new(end, note, record), state);
+        server.process = process.filter(|_| socket.is_some());
         if let Some(socket) = socket {
             server.port.attach(socket);
         }

@@ -333,7 +333,11 @@ impl AppCommServer {
     pub(super) fn unregister(&mut self, address: Endpoint, context: &mut Context<'_>) {
         self.keeping.forget(&holder_key(address));
         context.state_changed();
-        if let Some(service) = self.services.remove(&address).filter(|service| service.registered) {
+        let unregistered = self.services.remove(&address);
+        for listener in unregistered.iter().flat_map(|service| &service.listeners) {
+            self.keeping.forget(&own_key(listener.id));
+        }
+        if let Some(service) = unregistered.filter(|service| service.registered) {
             context.send_reliable(Message::to(ArmorId::FTM, AppUnregisterServer { address: service.address, armor: context.armor() }));
             for id in self.connections_where(|server| server.address == address && server.lacks_process()) {
                 self.give_up(id, ResetReason::ServerGone, context);

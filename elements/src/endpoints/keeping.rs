@@ -91,6 +91,15 @@ impl Keeping {
         }
     }
 
+    /// Lets go of what an earlier life had kept and this one has no use for. The other side of such a socket is told at once, whoever has copies of it.
+    pub fn forget_rest(&self, handed: &mut Handed) {
+        for (key, descriptor) in handed.descriptors.drain() {
+            // Not a connected socket: nobody is at its other side.
+            let _ = rustix::net::shutdown(&descriptor, rustix::net::Shutdown::Both);
+            self.forget(&key);
+        }
+    }
+
     /// Lets go of what is kept under a key.
     pub fn forget(&self, key: &str) {
         // A vault that is lost has let go of everything.
