@@ -16,7 +16,8 @@ fuzz_target!(|data: &[u8]| {
         let (piece, after) = more.split_at(usize::from(head & 0x7f).min(more.len()));
         rest = after;
         let (c2s_end, s2c_received) = (said.c2s, said.s2c);
-        let at = Conversation { mark, c2s_end, c2s_acked: c2s_end, c2s_answered: answered, s2c_received, recovering: false, now };
+        let at =
+            Conversation { mark, c2s_end, c2s_acked: c2s_end, c2s_answered: answered, s2c_received, s2c_waiting: 0, recovering: false, now };
         let next = if head & 0x80 == 0 {
             said.c2s += piece.len() as u64;
             policy.client_spoke(&at, piece)
