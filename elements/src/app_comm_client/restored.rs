@@ -124,7 +124,9 @@ impl AppCommClient {
         let keys = Keys::of(id);
         let server = about.server.clone();
         let config = connection_config(self.config.window_bytes, self.config.log_bytes, server.deadline_ms, OnDivergence::Reset);
-        let end = ClientEnd::restore(end, log, config, policy(server.policy, server.settled_ms), now).map_err(|error| error.to_string())?;
+        let policy = policy(server.policy, server.settled_ms);
+        let mut end = ClientEnd::restore(end, log, config, policy, now).map_err(|error| error.to_string())?;
+        self.let_spill(&mut end);
         let mut port = Port::new(end, note, record);
         let socket = handed.take(&keys.socket).map(ApplicationSocket::new).transpose().map_err(|error| error.to_string())?;
         let application = handed.take(&keys.application);

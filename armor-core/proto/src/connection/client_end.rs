@@ -179,7 +179,7 @@ impl ClientEnd {
         }
     }
 
-    /// Lets the log go beyond the memory bound into `spill`. Call it before the first byte is read.
+    /// Lets the log go beyond the memory bound into `spill`. Call it before the next byte is read: once, when the end is new or restored.
     pub fn set_spill(&mut self, spill: Box<dyn Spill + Send>) {
         self.session.sender.log.set_spill(spill);
     }
