@@ -89,6 +89,8 @@ pub struct AppCommServer {
     registrations: HashMap<u64, Registration>,
     /// Processes without supervision that have bound something.
     watched: HashSet<u32>,
+    /// Processes of an earlier life that are to be watched.
+    unsupervised: Vec<u32>,
     servers: HashMap<ConnectionId, Server>,
     resets: Remembered<ResetReason>,
     /// The last incarnation that was asked for of connections that are over here.
@@ -119,6 +121,7 @@ impl Element for AppCommServer {
             services: BTreeMap::new(),
             registrations: HashMap::new(),
             watched: HashSet::new(),
+            unsupervised: Vec::new(),
             servers: HashMap::new(),
             resets: Remembered::default(),
             over: Remembered::default(),

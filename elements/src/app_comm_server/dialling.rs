@@ -103,7 +103,7 @@ impl AppCommServer {
             Err(error) if error.kind() == ErrorKind::WouldBlock => return Dialled::NoRoom,
             Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
                 // Nobody has this listener any more. The others are tried; without any the next one is waited for.
-                service.refused(&listener);
+                service.refused(&listener, &self.keeping);
                 if !service.is_listening() && !service.supervised {
                     self.give_up(id, ResetReason::ServerGone, context);
                     return Dialled::Over;

@@ -12,7 +12,7 @@ use armor_proto::ids::ConnectionId;
 
 use super::connections::{Loss, Server};
 use super::readiness::Readiness;
-use super::restored::{own_key, socket_key};
+use super::restored::socket_key;
 use super::timelines::Step;
 use super::{AppCommServer, Application};
 use crate::endpoints::{AT_ONCE, Ending, Proxy, is_exiting};
@@ -55,9 +55,7 @@ impl AppCommServer {
         }
         for address in &addresses {
             if let Some(service) = self.services.get_mut(address) {
-                for listener in service.listeners.drain(..).filter(|listener| listener.own.is_some()) {
-                    self.keeping.forget(&own_key(listener.id));
-                }
+                service.forget_listeners(&self.keeping, |_| true);
                 service.recovering = failed.restarting;
             }
         }

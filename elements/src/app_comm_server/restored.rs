@@ -66,6 +66,8 @@ impl CapturedListener {
 struct Captured {
     services: Vec<CapturedService>,
     applications: Vec<CapturedApplication>,
+    /// Processes that have bound addresses without supervision.
+    watched: Vec<u32>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -121,7 +123,7 @@ impl AppCommServer {
             alive: application.alive,
             ready: matches!(application.readiness, Readiness::Ready),
         });
-        rmp_serde::to_vec(&Captured { services: services.collect(), applications: applications.collect() }).ok()
+        rmp_serde::to_vec(&Captured { services: services.collect(), applications: applications.collect(), watched: self.watched.iter().copied().collect() }).ok()
     }
 
     /// Takes back what was captured. The holders come from the vault: a service without one has lost its port.
@@ -131,6 +133,8 @@ impl AppCommServer {
             let readiness = if ready || spec.ready.is_none() { Readiness::Ready } else { Readiness::Unasked };
             self.applications.insert(spec.name.clone(), Application { spec: Rc::new(spec), incarnation, pid, alive, readiness });
         }
+        // Watched from `take_up` on, once their services are back.
+        self.unsupervised = captured.watched;
         let Some((_, handed)) = &mut self.left else { return Ok(()) };
         for service in captured.services {
             let Some(holder) = handed.take(&holder_key(service.address.unmapped())) else { continue };
@@ -157,7 +161,7 @@ impl AppCommServer {
                 dials_again: false,
                 next_listener: 0,
             };
-            taken.forget_closed_listeners();
+            taken.forget_closed_listeners(&self.keeping);
             self.services.insert(service.address.unmapped(), taken);
         }
         Ok(())
@@ -165,6 +169,9 @@ impl AppCommServer {
 
     /// Takes up the connections that an earlier life has left, once the services are back.
     pub(super) fn take_up(&mut self, recovery: Result<Recovery, String>, handed: &mut Handed, context: &mut Context<'_>) {
+        for pid in std::mem::take(&mut self.unsupervised) {
+            self.watch_unsupervised(pid, context);
+        }
         let recovery = match recovery {
             Ok(recovery) => recovery,
             Err(reason) => {

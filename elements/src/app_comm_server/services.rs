@@ -18,7 +18,7 @@ use super::restored::{holder_key, own_key};
 use super::timelines::Step;
 use super::AppCommServer;
 use super::connections::Server;
-use crate::endpoints::{Asked, Proxy, ReplyTo, listener_is_gone, watch_process};
+use crate::endpoints::{Asked, Keeping, Proxy, ReplyTo, listener_is_gone, watch_process};
 use crate::operations::{
     AppRegisterServer, AppServerRegistered, AppUnregisterServer, AppcommReplayConnect, ApplicationSpec, OnDivergence, Policy, ServerRow,
 };
@@ -108,16 +108,23 @@ impl Service {
     }
 
     /// A listener has refused a connection: it is closed, or does not listen any more.
-    pub(super) fn refused(&mut self, name: &Name) {
+    pub(super) fn refused(&mut self, name: &Name, keeping: &Keeping) {
         for listener in self.listeners.iter_mut().filter(|listener| listener.name == *name) {
             listener.progress = Progress::Bound;
         }
-        self.forget_closed_listeners();
+        self.forget_closed_listeners(keeping);
     }
 
     /// Forgets listeners of which every copy is closed.
-    pub(super) fn forget_closed_listeners(&mut self) {
-        self.listeners.retain(|listener| listener.binder.is_some() || !listener_is_gone(&listener.name));
+    pub(super) fn forget_closed_listeners(&mut self, keeping: &Keeping) {
+        self.forget_listeners(keeping, |listener| listener.binder.is_none() && listener_is_gone(&listener.name));
+    }
+
+    /// Forgets the listeners that are `gone`, and lets the vault let go of their sockets.
+    pub(super) fn forget_listeners(&mut self, keeping: &Keeping, gone: impl Fn(&Listener) -> bool) {
+        for listener in self.listeners.extract_if(.., |listener| gone(listener)).filter(|listener| listener.own.is_some()) {
+            keeping.forget(&own_key(listener.id));
+        }
     }
 }
 
@@ -150,8 +157,15 @@ impl AppCommServer {
         // After the capture, so that what is bound is known in the next life of this ARMOR.
         let reply = asked.reply;
         context.then(move || reply.send(&Reply::Bound { errno: 0, listener: id, name: Some(name_of_listener) }, None));
-        if spec.is_none() && self.watched.insert(asked.pid) {
-            let (pid, handle) = (asked.pid, context.handle::<Self>());
+        if spec.is_none() {
+            self.watch_unsupervised(asked.pid, context);
+        }
+    }
+
+    /// Waits for the end of a process that has bound addresses without supervision.
+    pub(super) fn watch_unsupervised(&mut self, pid: u32, context: &mut Context<'_>) {
+        if self.watched.insert(pid) {
+            let handle = context.handle::<Self>();
             context.spawn(async move {
                 watch_process(pid).await;
                 handle.call(|element, context| element.unsupervised_gone(pid, context));
@@ -167,9 +181,9 @@ impl AppCommServer {
                 return Err(libc::EADDRINUSE);
             }
             if life.is_some_and(|incarnation| incarnation > known.incarnation) {
-                known.listeners.clear();
+                known.forget_listeners(&self.keeping, |_| true);
             }
-            known.forget_closed_listeners();
+            known.forget_closed_listeners(&self.keeping);
             if !known.listeners.is_empty() {
                 if !reuse_port {
                     return Err(libc::EADDRINUSE);
@@ -333,9 +347,9 @@ impl AppCommServer {
     pub(super) fn unregister(&mut self, address: Endpoint, context: &mut Context<'_>) {
         self.keeping.forget(&holder_key(address));
         context.state_changed();
-        let unregistered = self.services.remove(&address);
-        for listener in unregistered.iter().flat_map(|service| &service.listeners) {
-            self.keeping.forget(&own_key(listener.id));
+        let mut unregistered = self.services.remove(&address);
+        if let Some(service) = &mut unregistered {
+            service.forget_listeners(&self.keeping, |_| true);
         }
         if let Some(service) = unregistered.filter(|service| service.registered) {
             context.send_reliable(Message::to(ArmorId::FTM, AppUnregisterServer { address: service.address, armor: context.armor() }));
@@ -352,7 +366,7 @@ impl AppCommServer {
             for listener in service.listeners.iter_mut().filter(|listener| listener.binder == Some(pid)) {
                 listener.binder = None;
             }
-            service.forget_closed_listeners();
+            service.forget_closed_listeners(&self.keeping);
         }
         let unused = self.services.values().filter(|service| !service.supervised && service.listeners.is_empty());
         let unused: Vec<_> = unused.map(|service| service.address.unmapped()).collect();
