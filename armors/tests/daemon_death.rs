@@ -4,6 +4,7 @@
 
 mod environment;
 
+use std::os::unix::process::CommandExt as _;
 use std::process::Stdio;
 
 use environment::{Beside, Environment, compile, free_port, kill, text};
@@ -64,6 +65,35 @@ fn a_download_does_not_notice_that_its_daemon_dies() {
     let output = curl.wait_with_output().unwrap();
     assert!(output.status.success(), "curl: {}\n{}", text(&output), environment.logs());
     assert!(std::fs::read(&file).unwrap() == content, "another stream\n{}", environment.logs());
+}
+
+#[test]
+fn a_server_that_nobody_supervises_frees_its_address_after_its_daemon_died() {
+    let environment = Environment::up();
+    let port = free_port();
+    let services = || {
+        let status = environment.status();
+        status.pointer("/armors/0/status/elements/APP_SERVER_DB/state/servers").unwrap().as_array().unwrap().len()
+    };
+    // Whichever of the two dies first.
+    for server_first in [false, true] {
+        // A group of its own: the program may be started by a script of that name.
+        let mut server = environment.run(&["python3", "-m", "http.server", &port.to_string(), "--bind", "127.0.0.1"]);
+        let mut server = server.process_group(0).spawn().unwrap();
+        let group = rustix::process::Pid::from_child(&server);
+        let end = || rustix::process::kill_process_group(group, rustix::process::Signal::KILL).unwrap();
+        environment.wait_for("the service", || (services() == 1).then_some(()));
+        if server_first {
+            end();
+        }
+        environment.kill_armor("node1");
+        if !server_first {
+            end();
+        }
+        server.wait().unwrap();
+        environment.wait_for("the service to be gone", || (services() == 0).then_some(()));
+        environment.wait_for("the address", || std::net::TcpListener::bind(("127.0.0.1", port)).ok());
+    }
 }
 
 #[test]
