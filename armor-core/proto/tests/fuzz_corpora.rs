@@ -2,14 +2,16 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::path::PathBuf;
-use std::time::Instant;
 
-use armor_proto::connection::{Conversation, Mark, mark_policy};
+use armor_proto::connection::Mark;
 use armor_proto::frame::{self, Frame};
 use armor_proto::hookup::{Endpoint, Name, Reply, Request, Role};
 use armor_proto::ids::ArmorId;
 use armor_proto::message::{Bundle, Message};
 use bytes::BytesMut;
+
+#[path = "../../../fuzz/fuzz_targets/marks/conversation.rs"]
+mod conversation;
 
 armor_proto::operations! { CORPUS_OPERATIONS;
     /// A number.
@@ -88,7 +90,7 @@ fn the_hookup_corpus_neither_panics_nor_changes_what_it_decodes() {
 }
 
 /// A conversation as the target `marks` reads it: one byte for the policy, then pieces with a byte for side and length before each.
-fn conversation(policy: u8, pieces: &[(bool, &str)]) -> Vec<u8> {
+fn conversation_of(policy: u8, pieces: &[(bool, &str)]) -> Vec<u8> {
     let pieces = pieces.iter().flat_map(|(server, text)| text.as_bytes().chunks(127).map(move |piece| (*server, piece)));
     let pieces = pieces.flat_map(|(server, piece)| [&[u8::from(server) << 7 | piece.len() as u8][..], piece].concat());
     std::iter::once(policy).chain(pieces).collect()
@@ -101,61 +103,20 @@ fn the_marks_corpus_neither_panics_nor_sets_a_mark_that_cannot_be() {
     let ok = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
     let transaction = "*1\r\n$5\r\nMULTI\r\n*2\r\n$4\r\nINCR\r\n$1\r\nn\r\n*1\r\n$4\r\nEXEC\r\n";
     let conversations = [
-        conversation(
+        conversation_of(
             0,
             &[(false, get), (true, ok), (false, post), (false, get), (true, "HTTP/1.1 100 Continue\r\n\r\n"), (true, ok), (true, ok)],
         ),
-        conversation(
+        conversation_of(
             0,
             &[(false, transaction), (true, "+OK\r\n+QUEUED\r\n"), (true, "*1\r\n:1\r\n"), (false, "*0\r\nPING\r\n"), (true, "+PONG\r\n")],
         ),
-        conversation(2, &[(false, "SELECT 1\r\nGET a\r\n"), (true, "+OK\r\n%1\r\n+a\r\n*?\r\n$?\r\n;1\r\nx\r\n;0\r\n.\r\n")]),
-        conversation(3, &[(false, "question"), (true, "answer"), (false, "question")]),
+        conversation_of(2, &[(false, "SELECT 1\r\nGET a\r\n"), (true, "+OK\r\n%1\r\n+a\r\n*?\r\n$?\r\n;1\r\nx\r\n;0\r\n.\r\n")]),
+        conversation_of(3, &[(false, "question"), (true, "answer"), (false, "question")]),
     ];
     let mut marks = 0;
     for input in inputs("marks", conversations.iter().flat_map(|valid| variants(valid)).collect()) {
-        marks += u32::from(listen(&input) > Mark::default());
+        marks += u32::from(conversation::listen(&input) > Mark::default());
     }
     assert!(marks >= 4, "only {marks} conversations had a mark");
-}
-
-/// The mark at the end of a conversation. The fuzz target does the same.
-fn listen(input: &[u8]) -> Mark {
-    let Some((first, mut rest)) = input.split_first() else { return Mark::default() };
-    let name = ["request", "http", "resp", "turn", "stream"][usize::from(*first) % 5];
-    let mut policy = mark_policy(name).unwrap();
-    let (mut mark, mut said, mut answered, now) = (Mark::default(), Mark::default(), 0, Instant::now());
-    while let Some((head, more)) = rest.split_first() {
-        let (piece, after) = more.split_at(usize::from(head & 0x7f).min(more.len()));
-        rest = after;
-        let (c2s_end, s2c_received) = (said.c2s, said.s2c);
-        let at = Conversation {
-            mark,
-            c2s_end,
-            c2s_acked: c2s_end,
-            c2s_answered: answered,
-            s2c_received,
-            s2c_waiting: 0,
-            recovering: false,
-            now,
-        };
-        let next = if head & 0x80 == 0 {
-            said.c2s += piece.len() as u64;
-            policy.client_spoke(&at, piece)
-        } else {
-            said.s2c += piece.len() as u64;
-            answered = c2s_end;
-            policy.server_answered(&at, piece)
-        };
-        if let Some(next) = next {
-            assert!((mark.c2s..=said.c2s).contains(&next.c2s) && (s2c_received..=said.s2c).contains(&next.s2c));
-            mark = next;
-        }
-        let mut state = Vec::new();
-        policy.save(&mut state);
-        policy = mark_policy(name).unwrap();
-        policy.restore(&state).unwrap();
-    }
-    let _ = policy.restore(input);
-    mark
 }
