@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow, bail};
-use armor_elements::operations::{ApplicationSpec, Policy, ReadyQuestion};
+use armor_elements::operations::ApplicationSpec;
 
 /// Reads a service file; paths in it start at its own directory.
 pub(crate) fn read(path: &Path) -> anyhow::Result<ApplicationSpec> {
@@ -39,32 +39,13 @@ pub(crate) fn parse(file: &str, text: &str) -> anyhow::Result<ApplicationSpec> {
     if let Err(reason) = check_name(&spec.name) {
         bail!("{file}:{}:1: {reason}", at("name"));
     }
-    if spec.command.first().is_none_or(String::is_empty) {
-        bail!(
-            "{file}:{}:1: command is empty; it lists the program and its arguments, such as [\"python3\", \"-m\", \"http.server\"]",
-            at("command")
-        );
-    }
-    if let Some(Err((key, reason))) = spec.ready.as_ref().map(ReadyQuestion::check) {
-        bail!("{file}:{}:1: ready.{key}: {reason}", at(key));
-    }
-    if let Err(reason) = check_settled(&spec) {
-        bail!("{file}:{}:1: {reason}", at("settled_ms"));
+    if let Err((key, reason)) = spec.check() {
+        // Keys of tables are their own on their lines.
+        let line = at(key.rsplit('.').next().unwrap_or(&key));
+        let table = if key.contains('.') { format!("{key}: ") } else { String::new() };
+        bail!("{file}:{line}:1: {table}{reason}");
     }
     Ok(spec)
-}
-
-/// A silence that settles answers belongs to a policy that asks for one.
-pub(crate) fn check_settled(spec: &ApplicationSpec) -> Result<(), String> {
-    match (spec.settled_ms, spec.policy) {
-        (Some(0), _) => {
-            Err("settled_ms is 0: no silence would be needed for an answer to be complete; leave it out, or take 1 or more".to_owned())
-        }
-        (Some(_), Policy::Stream | Policy::Reconnect) => {
-            Err("settled_ms means nothing with policy stream or reconnect; leave it out, or take policy request or turn".to_owned())
-        }
-        _ => Ok(()),
-    }
 }
 
 /// Names of services and of ARMORs become file names.

@@ -25,7 +25,7 @@ use armor_vault::{ENV_VAULT, Exited};
 use serde::Deserialize;
 
 use crate::endpoints::{Keeping, descriptors};
-use crate::operations::{AppFailed, AppLaunch, AppLaunched, AppStarted, AppStop, AppStopped, ApplicationSpec, ApplicationState, ReadyQuestion};
+use crate::operations::{AppFailed, AppLaunch, AppLaunched, AppStarted, AppStop, AppStopped, ApplicationSpec, ApplicationState};
 
 /// Most applications per ARMOR; one more is refused.
 const MAX_APPLICATIONS: usize = 1024;
@@ -176,10 +176,8 @@ impl AppOversight {
         let asker = context.source();
         let refusal = if name.is_empty() || name.len() > 64 || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte)) {
             Some(format!("application name {name:?}: 1 to 64 letters, digits, '-', '_' or '.'"))
-        } else if spec.command.is_empty() {
-            Some("the command is empty".to_owned())
-        } else if let Some(Err((key, reason))) = spec.ready.as_ref().map(ReadyQuestion::check) {
-            Some(format!("ready.{key}: {reason}"))
+        } else if let Err((key, reason)) = spec.check() {
+            Some(format!("{key}: {reason}"))
         } else if self.applications.get(&name).is_some_and(|app| matches!(app.state, ApplicationState::Running | ApplicationState::Restarting)) {
             Some(format!("an application {name:?} is running already; `armor stop {name}` ends it"))
         } else if self.applications.len() >= MAX_APPLICATIONS && !self.applications.contains_key(&name) {

@@ -1,202 +1,16 @@
 //! The operations of the elements in this crate, with the thesis's names (see NAMES.md).
 
+mod application;
+mod ready;
+
 use std::collections::BTreeMap;
 
 use armor_proto::hookup::Endpoint;
 use armor_proto::ids::{ArmorId, ConnectionId, Incarnation};
 use serde::{Deserialize, Serialize};
 
-/// How a service recovers its connections: where a new process takes them up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
-#[serde(rename_all = "lowercase")]
-pub enum Policy {
-    /// The connection is re-established and the stream goes on (thesis §4.5.1).
-    Reconnect,
-    /// Replay from the first request that was not answered in full: HTTP/1 and RESP, recognised by what the client says first. Other
-    /// protocols as with `turn`.
-    #[default]
-    Request,
-    /// The same for a service that is known to speak HTTP/1.
-    Http,
-    /// The same for a service that is known to speak RESP, as Redis does.
-    Resp,
-    /// Replay from the last time that the client spoke after an answer: other protocols of questions and answers.
-    Turn,
-    /// Replay from the beginning: deterministic streams.
-    Stream,
-}
-
-/// What to do when regenerated output differs from what the client was given.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
-#[serde(rename_all = "lowercase")]
-pub enum OnDivergence {
-    /// Reset the connection: honest.
-    #[default]
-    Reset,
-    /// Go on (thesis); an event tells it.
-    Continue,
-}
-
-/// What a supervised application is and how it is kept running.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ApplicationSpec {
-    /// Name of the service, unique on its node.
-    pub name: String,
-    /// Program and arguments.
-    pub command: Vec<String>,
-    /// Working directory; the launcher's when absent.
-    #[serde(default)]
-    pub directory: Option<String>,
-    /// Environment beside the daemon's own.
-    #[serde(default)]
-    pub environment: BTreeMap<String, String>,
-    /// How connections recover.
-    #[serde(default)]
-    pub policy: Policy,
-    /// On divergence.
-    #[serde(default)]
-    pub on_divergence: OnDivergence,
-    /// Restarts allowed within `restart_window_s`; one more failure ends the service and resets its clients.
-    #[serde(default = "default_restart_limit")]
-    pub restart_limit: u32,
-    /// Seconds over which restarts are counted.
-    #[serde(default = "default_restart_window_s")]
-    pub restart_window_s: u64,
-    /// First pause before a restart when the program died young, in ms; doubles up to 5 s.
-    #[serde(default = "default_backoff_ms")]
-    pub backoff_ms: u64,
-    /// Clients get ECONNRESET when recovery takes longer, in ms.
-    #[serde(default = "default_deadline_ms")]
-    pub deadline_ms: u64,
-    /// Where turns are all that is known of the protocol: an answer followed by so much silence counts as complete when the server is
-    /// then lost, in ms. Never when absent.
-    #[serde(default)]
-    pub settled_ms: Option<u32>,
-    /// How it is asked whether it is ready; absent when it is ready as soon as it listens.
-    #[serde(default)]
-    pub ready: Option<ReadyQuestion>,
-}
-
-/// A question that a server answers as expected when it is ready. Until then it counts as not listening.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ReadyQuestion {
-    /// What is said to it; nothing to a server that speaks first.
-    #[serde(default)]
-    pub send: SpokenBytes,
-    /// What its answer begins with.
-    pub expect: SpokenBytes,
-    /// Where it is asked when it listens at several ports; the first one where it listens when absent.
-    #[serde(default)]
-    pub port: Option<u16>,
-    /// Pause between two tries, in ms.
-    #[serde(default = "default_ready_interval_ms")]
-    pub interval_ms: u64,
-    /// How long one try may take, in ms.
-    #[serde(default = "default_ready_timeout_ms")]
-    pub timeout_ms: u64,
-}
-
-impl ReadyQuestion {
-    /// Most bytes of `send` and of `expect`.
-    pub const MOST_BYTES: usize = 4096;
-
-    /// What is wrong with it: the key, and what to write instead.
-    ///
-    /// # Errors
-    /// When it cannot be asked, or any answer would do.
-    pub fn check(&self) -> Result<(), (&'static str, String)> {
-        let most = Self::MOST_BYTES;
-        if self.expect.0.is_empty() {
-            return Err((
-                "expect",
-                "expect is empty; write what the answer of a server that is ready begins with, such as \"+PONG\"".to_owned(),
-            ));
-        }
-        for (key, bytes) in [("send", &self.send), ("expect", &self.expect)] {
-            if bytes.0.len() > most {
-                return Err((key, format!("{key} has {} bytes, at most {most} are taken", bytes.0.len())));
-            }
-        }
-        for (key, value) in [("interval_ms", self.interval_ms), ("timeout_ms", self.timeout_ms)] {
-            if value == 0 {
-                return Err((key, format!("{key} is 0; leave it out for the default, or give milliseconds")));
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Bytes that are written as text (`"PING\r\n"`) where they are text, and as a list of numbers (`[0, 0, 0, 8, 4, 210]`) where not.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct SpokenBytes(pub Vec<u8>);
-
-impl Serialize for SpokenBytes {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_bytes(&self.0)
-    }
-}
-
-impl<'de> Deserialize<'de> for SpokenBytes {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor;
-        impl<'de> serde::de::Visitor<'de> for Visitor {
-            type Value = SpokenBytes;
-            fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                formatter.write_str("a string, or a list of bytes (0 to 255)")
-            }
-            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<SpokenBytes, E> {
-                Ok(SpokenBytes(text.as_bytes().to_vec()))
-            }
-            fn visit_bytes<E: serde::de::Error>(self, bytes: &[u8]) -> Result<SpokenBytes, E> {
-                Ok(SpokenBytes(bytes.to_vec()))
-            }
-            fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut list: A) -> Result<SpokenBytes, A::Error> {
-                let mut bytes = Vec::new();
-                while let Some(byte) = list.next_element()? {
-                    bytes.push(byte);
-                }
-                Ok(SpokenBytes(bytes))
-            }
-        }
-        deserializer.deserialize_any(Visitor)
-    }
-}
-
-fn default_ready_interval_ms() -> u64 {
-    20
-}
-fn default_ready_timeout_ms() -> u64 {
-    1000
-}
-
-fn default_restart_limit() -> u32 {
-    10
-}
-fn default_restart_window_s() -> u64 {
-    60
-}
-fn default_backoff_ms() -> u64 {
-    50
-}
-fn default_deadline_ms() -> u64 {
-    30_000
-}
-
-/// How a supervised application is doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ApplicationState {
-    /// Its process runs.
-    Running,
-    /// It failed and is being started again.
-    Restarting,
-    /// It ended by itself with status 0, or was stopped.
-    Ended,
-    /// It failed too often, or cannot be started.
-    GivenUp,
-}
+pub use application::{ApplicationSpec, ApplicationState, OnDivergence, Policy};
+pub use ready::{ReadyQuestion, SpokenBytes};
 
 /// One row of the server table, as daemons see it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -306,37 +120,8 @@ armor_proto::operations! { ELEMENT_OPERATIONS;
 }
 
 #[cfg(test)]
-#[allow(clippy::panic)]
 mod tests {
     use std::collections::HashSet;
-
-    use super::{ApplicationSpec, ReadyQuestion, SpokenBytes};
-
-    #[test]
-    fn bytes_are_text_or_numbers_in_toml_and_come_over_the_wire() {
-        let text = "name = \"db\"\ncommand = [\"db\"]\n[ready]\nsend = [0, 8, 210, 255]\nexpect = \"\\u0000+PONG\\r\\n\"\n";
-        let spec: ApplicationSpec = toml::from_str(text).unwrap_or_else(|error| panic!("{error}"));
-        let Some(question) = &spec.ready else { panic!("asked") };
-        assert_eq!((&question.send.0[..], &question.expect.0[..]), (&[0, 8, 210, 255][..], &b"\0+PONG\r\n"[..]));
-        let wire = rmp_serde::to_vec(&spec).unwrap_or_else(|error| panic!("{error}"));
-        assert_eq!(rmp_serde::from_slice::<ApplicationSpec>(&wire).ok(), Some(spec));
-        assert!(toml::from_str::<ReadyQuestion>("expect = [256]").is_err());
-    }
-
-    #[test]
-    fn a_question_to_which_any_answer_would_do_is_refused() {
-        let question = |expect: &str, interval_ms| ReadyQuestion {
-            send: SpokenBytes::default(),
-            expect: SpokenBytes(expect.into()),
-            port: None,
-            interval_ms,
-            timeout_ms: 1,
-        };
-        assert_eq!(question("220 ", 1).check(), Ok(()));
-        assert_eq!(question("", 1).check().map_err(|(key, _)| key), Err("expect"));
-        assert_eq!(question("x", 0).check().map_err(|(key, _)| key), Err("interval_ms"));
-        assert_eq!(question(&"x".repeat(5000), 1).check().map_err(|(key, _)| key), Err("expect"));
-    }
 
     #[test]
     fn operation_structs_are_named_after_their_messages_and_numbers_are_unique() {

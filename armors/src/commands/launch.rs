@@ -218,12 +218,11 @@ impl Launch {
             question.port = self.ready_port;
             question.interval_ms = self.ready_interval.map_or(question.interval_ms, milliseconds);
             question.timeout_ms = self.ready_timeout.map_or(question.timeout_ms, milliseconds);
-            question.check().map_err(|(key, reason)| anyhow!("--ready-{}: {reason}", key.trim_end_matches("_ms")))?;
         }
         if let Some(settled) = self.settled {
             spec.settled_ms = Some(u32::try_from(settled.as_millis()).unwrap_or(u32::MAX));
         }
-        services::check_settled(&spec).map_err(|reason| anyhow!("{}: {reason}", spec.name))?;
+        spec.check().map_err(|(key, reason)| anyhow!("{}: {key}: {reason}", spec.name))?;
         Ok(spec)
     }
 }
