@@ -1,6 +1,7 @@
 //! `daemon_registry`: the FTM's list of all daemons of the network and of the ARMORs behind them (thesis §5.4).
 //!
-//! Subscribes: `MSG_DAEMON_REGISTER`, `MSG_ARMOR_INSTALLED`, `MSG_LOCATE_ARMOR`, `MSG_HEARTBEAT_REPLY`, `MSG_NODE_FAILED`.
+//! Subscribes: `MSG_DAEMON_REGISTER`, `MSG_ARMOR_INSTALLED`, `MSG_LOCATE_ARMOR`, `MSG_HEARTBEAT_REPLY`, `MSG_NODE_FAILED`,
+//! `MSG_NODE_BACK`.
 //! Emits: `MSG_DAEMON_REGISTERED`, `MSG_ARMOR_LOCATION`.
 //! Configuration: none.
 //!
@@ -15,7 +16,7 @@ use armor_core::events::{Event, now_ms};
 use armor_proto::ids::{ArmorId, MessageId};
 use serde::{Deserialize, Serialize};
 
-use crate::operations::{ArmorInstalled, ArmorLocation, DaemonRegister, DaemonRegistered, HeartbeatReply, LocateArmor, NodeFailed};
+use crate::operations::{ArmorInstalled, ArmorLocation, DaemonRegister, DaemonRegistered, HeartbeatReply, LocateArmor, NodeBack, NodeFailed};
 
 const MAX_DAEMONS: usize = 4096;
 const MAX_ARMORS: usize = 65_536;
@@ -77,6 +78,7 @@ impl Element for DaemonRegistry {
             .on(Self::locate)
             .on(Self::heard)
             .on(Self::node_failed)
+            .on(Self::node_back)
             .emits::<DaemonRegistered>()
             .emits::<ArmorLocation>();
     }
@@ -183,13 +185,19 @@ impl DaemonRegistry {
 
     fn heard(&mut self, reply: &HeartbeatReply, _: &mut Context<'_>) {
         if let Some(seen) = self.seen.get_mut(&reply.armor) {
-            *seen = Seen { last_ms: now_ms(), failed: false };
+            seen.last_ms = now_ms();
         }
     }
 
     fn node_failed(&mut self, failed: &NodeFailed, _: &mut Context<'_>) {
         if let Some(seen) = self.seen.get_mut(&failed.armor) {
             seen.failed = true;
+        }
+    }
+
+    fn node_back(&mut self, back: &NodeBack, _: &mut Context<'_>) {
+        if let Some(seen) = self.seen.get_mut(&back.armor) {
+            seen.failed = false;
         }
     }
 }

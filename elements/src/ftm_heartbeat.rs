@@ -1,7 +1,7 @@
 //! `ftm_heartbeat`: the FTM asks every daemon whether it lives (thesis §3.3.1).
 //!
 //! Subscribes: `MSG_DAEMON_REGISTER` (learns the daemons), `MSG_HEARTBEAT_REPLY`.
-//! Emits: `MSG_HEARTBEAT`, `MSG_NODE_FAILED` (to this ARMOR).
+//! Emits: `MSG_HEARTBEAT`, `MSG_NODE_FAILED`, `MSG_NODE_BACK` (to this ARMOR).
 //! Configuration: `interval_ms`, `misses`; see [`Config`].
 //!
 //! Invariant: a failure is told once; a daemon that answers again is told back.
@@ -15,7 +15,7 @@ use armor_core::events::Event;
 use armor_proto::ids::ArmorId;
 use serde::Deserialize;
 
-use crate::operations::{DaemonRegister, Heartbeat, HeartbeatReply, NodeFailed};
+use crate::operations::{DaemonRegister, Heartbeat, HeartbeatReply, NodeBack, NodeFailed};
 
 const MAX_NODES: usize = 4096;
 /// Heartbeats on their way whose round trip can still be measured.
@@ -72,7 +72,7 @@ impl Element for FtmHeartbeat {
     }
 
     fn operations(operations: &mut Operations<Self>) {
-        operations.on(Self::registered).on(Self::reply).emits::<Heartbeat>().emits::<NodeFailed>();
+        operations.on(Self::registered).on(Self::reply).emits::<Heartbeat>().emits::<NodeFailed>().emits::<NodeBack>();
     }
 
     fn start(&mut self, context: &mut Context<'_>) -> Result<(), String> {
@@ -150,6 +150,7 @@ impl FtmHeartbeat {
         }
         if std::mem::replace(&mut node.failed, false) {
             context.event(Event::new("node-back").with("node", &node.name));
+            context.send_to(context.armor(), NodeBack { armor: reply.armor, name: node.name.clone() });
         }
     }
 }

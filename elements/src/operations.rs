@@ -62,6 +62,8 @@ armor_proto::operations! { ELEMENT_OPERATIONS;
     0x0111 MSG_HEARTBEAT_REPLY => pub struct HeartbeatReply { sequence: u64, armor: ArmorId }
     /// A node stopped answering (thesis §3.3.1).
     0x0112 MSG_NODE_FAILED => pub struct NodeFailed { armor: ArmorId, name: String }
+    /// A node that had failed answers again. Its applications may run elsewhere by now.
+    0x0113 MSG_NODE_BACK => pub struct NodeBack { armor: ArmorId, name: String }
     /// Install an ARMOR on this node from a composition.
     0x0120 MSG_INSTALL_ARMOR => pub struct InstallArmor { name: String, composition: String }
     /// Outcome of an installation; `run_dir` is where its applications hook up.
