@@ -41,25 +41,39 @@ fn assert_whole(answer: &str) {
 
 #[test]
 fn an_upload_of_64_mb_over_two_kills_is_hashed_whole_and_answered_once() {
+    upload_over_kills(None);
+}
+
+#[test]
+fn a_log_in_a_file_outlives_the_daemon() {
+    upload_over_kills(Some("node1"));
+}
+
+/// A server is killed twice during an upload, and each time the ARMOR of its client before it.
+fn upload_over_kills(armor: Option<&str>) {
     let environment = Environment::up();
     let port = free_port().to_string();
     launch(&environment, &port, &["16", "40"]);
     let mut client = environment.run(&["python3", &program("hash_client.py"), &port, &MEBIBYTES.to_string()]);
     let client = client.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let (daemon, directory) = (pid_of(&environment, "node1"), environment.file("run/node1").canonicalize().unwrap());
+    let directory = environment.file("run/node1").canonicalize().unwrap();
+    let files = || nameless_files(pid_of(&environment, "node1"), &directory);
     for (life, reached) in [(1, 16), (2, 40)] {
         let told = format!("life {life} stands still\n");
         environment.wait_for(&told, || environment.log("hash").contains(&told).then_some(()));
-        let files = nameless_files(daemon, &directory);
-        assert!(files.len() == 1 && files[0] >= (reached - 8) << 20, "{files:?}");
+        environment.wait_for("the file", || (files().first() >= Some(&((reached - 8) << 20))).then_some(()));
+        if let Some(armor) = armor {
+            environment.kill_armor(armor);
+            environment.wait_for("the file again", || (!files().is_empty()).then_some(()));
+        }
         environment.kill("hash");
     }
     let output = client.wait_with_output().unwrap();
     assert!(output.status.success(), "{}\n{}", text(&output), environment.logs());
     assert_whole(&String::from_utf8_lossy(&output.stdout));
     assert_eq!(environment.events("replay-lost").len(), 0);
-    assert_eq!(environment.events("connection-recovered").len(), 2);
-    environment.wait_for("the file to be given back", || nameless_files(daemon, &directory).is_empty().then_some(()));
+    assert!(environment.events("connection-recovered").len() >= 2);
+    environment.wait_for("the file to be given back", || files().is_empty().then_some(()));
 }
 
 /// A daemon with a spill directory of its own.

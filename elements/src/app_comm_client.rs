@@ -31,7 +31,7 @@ use serde::Deserialize;
 
 use crate::endpoints::{
     AT_ONCE, ApplicationSocket, Asked, Crowd, Ending, Handed, HookupListener, Keeping, LISTED, Note, Pending, Port, Proxy, Read, Remembered, ReplyTo,
-    ServerTable, SpillFile, Whereabouts, client_pair, connection_config, descriptors, get_option_for, how_ended, let_bind_choose_a_port, policy,
+    ServerTable, SharedFile, SpillFile, Whereabouts, client_pair, connection_config, descriptors, get_option_for, how_ended, let_bind_choose_a_port, policy,
     set_option_for, source_address_for,
 };
 use crate::operations::{
@@ -80,6 +80,8 @@ struct Client {
     pid: u32,
     /// The number that the socket had in that process when it connected.
     descriptor: i32,
+    /// What its log goes on in.
+    spilled: Option<SharedFile>,
 }
 
 /// How far a connection is.
@@ -286,7 +288,11 @@ impl AppCommClient {
         let now = Instant::now();
         let config = connection_config(self.config.window_bytes, self.config.log_bytes, server.deadline_ms, crate::operations::OnDivergence::Reset);
         let mut end = ClientEnd::new(id, config, policy(server.policy, server.settled_ms), now);
-        self.let_spill(&mut end);
+        let spill = self.spill(id);
+        let spilled = spill.as_ref().map(SpillFile::shared);
+        if let Some(spill) = spill {
+            end.set_spill(Box::new(spill));
+        }
         let about = About { id, local, dialled: addr, server: server.clone(), pid: asked.pid, descriptor };
         let wait = pending.as_ref().map_or(Wait::Blocked, |pending| Wait::Polling(pending.filled()));
         let mut port = match Port::begin(&self.journal, &about, Note { other_end: server.armor, word: wait.word() }, end) {
@@ -307,7 +313,7 @@ impl AppCommClient {
             }
             None => Waiting::Blocked { asker: asked.reply, application },
         };
-        let client = Client { port, name, server, dialled: addr, holder: asked.socket, waiting: Some(waiting), looked_up: false, state: State::Connecting, pid: asked.pid, descriptor };
+        let client = Client { port, name, server, dialled: addr, holder: asked.socket, waiting: Some(waiting), looked_up: false, state: State::Connecting, pid: asked.pid, descriptor, spilled };
         self.clients.insert(id, client);
         self.turn(id, now, context);
     }
@@ -453,20 +459,21 @@ impl AppCommClient {
             if let Some(Waiting::Polling(pending)) = &client.waiting {
                 self.keeping.keep(&keys.application, pending.application());
             }
+            client.spilled.as_ref().and_then(|spilled| spilled.with(|file| self.keeping.keep(&keys.spill, file.as_fd())));
         }
     }
 
-    /// The log of this end may go on in a file.
-    fn let_spill(&self, end: &mut ClientEnd) {
-        if self.config.spill_bytes > 0 {
-            end.set_spill(Box::new(SpillFile::new(&self.spill_dir, self.config.spill_bytes)));
-        }
+    /// Where the log of a connection may go on; it is kept from its first byte on.
+    fn spill(&self, id: ConnectionId) -> Option<SpillFile> {
+        let (keeping, key) = (self.keeping.clone(), Keys::of(id).spill);
+        let made = move |file: &OwnedFd| keeping.keep(&key, file.as_fd());
+        (self.config.spill_bytes > 0).then(|| SpillFile::new(&self.spill_dir, self.config.spill_bytes, made))
     }
 
     /// Nothing of the connection is kept any more.
     fn let_go(&self, id: ConnectionId) {
         let keys = Keys::of(id);
-        for key in [&keys.socket, &keys.application] {
+        for key in [&keys.socket, &keys.application, &keys.spill] {
             self.keeping.forget(key);
         }
     }

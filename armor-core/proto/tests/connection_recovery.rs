@@ -280,3 +280,18 @@ fn a_spill_takes_what_is_over_the_bound_and_the_whole_stream_can_be_replayed() {
         assert!(outcome.largest_log <= 8192 + 3 * 4096, "{}", outcome.largest_log);
     }
 }
+
+#[test]
+fn a_log_that_was_spilled_is_whole_after_the_death_of_an_armor() {
+    let mut deaths = 0;
+    for seed in schedules(150) {
+        let mut plan = Plan::rough(seed, Model::Echo, "stream", 3);
+        plan.most = 40_000;
+        plan.config.window = 4096;
+        plan.config.log_bound = 8192;
+        plan.spill = true;
+        plan.armor_deaths = 5;
+        deaths += succeeds(plan).armor_deaths;
+    }
+    assert!(deaths > 100, "{deaths}");
+}

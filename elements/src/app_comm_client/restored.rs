@@ -7,13 +7,13 @@ use std::time::Instant;
 use armor_core::context::Context;
 use armor_core::events::Event;
 use armor_journal::{LastCall, Recovered, Recovery};
-use armor_proto::connection::{ClientEnd, ResetReason};
+use armor_proto::connection::{ClientEnd, ResetReason, Spill};
 use armor_proto::hookup::{Endpoint, Name, Role};
 use armor_proto::ids::ConnectionId;
 use serde::{Deserialize, Serialize};
 
 use super::{AppCommClient, Client, State, Waiting};
-use crate::endpoints::{ApplicationSocket, End as _, Handed, Note, Pending, Port, Proxy, connection_config, policy};
+use crate::endpoints::{ApplicationSocket, End as _, Handed, Note, Pending, Port, Proxy, SpillFile, connection_config, policy};
 use crate::operations::{OnDivergence, ServerRow};
 
 /// What a connection is about for good, in its record.
@@ -72,11 +72,12 @@ impl Wait {
 pub(super) struct Keys {
     pub(super) socket: String,
     pub(super) application: String,
+    pub(super) spill: String,
 }
 
 impl Keys {
     pub(super) fn of(id: ConnectionId) -> Keys {
-        Keys { socket: format!("socket-{:x}", id.0), application: format!("application-{:x}", id.0) }
+        Keys { socket: format!("socket-{:x}", id.0), application: format!("application-{:x}", id.0), spill: format!("spill-{:x}", id.0) }
     }
 }
 
@@ -125,8 +126,13 @@ impl AppCommClient {
         let server = about.server.clone();
         let config = connection_config(self.config.window_bytes, self.config.log_bytes, server.deadline_ms, OnDivergence::Reset);
         let policy = policy(server.policy, server.settled_ms);
-        let mut end = ClientEnd::restore(end, log, config, policy, now).map_err(|error| error.to_string())?;
-        self.let_spill(&mut end);
+        let spill = match (self.spill(id), handed.take(&keys.spill)) {
+            (Some(spill), Some(file)) => Some(spill.found(file)),
+            (spill, _) => spill,
+        };
+        let spilled = spill.as_ref().map(SpillFile::shared);
+        let spill = spill.map(|spill| Box::new(spill) as Box<dyn Spill + Send>);
+        let end = ClientEnd::restore(end, log, spill, config, policy, now).map_err(|error| error.to_string())?;
         let mut port = Port::new(end, note, record);
         let socket = handed.take(&keys.socket).map(ApplicationSocket::new).transpose().map_err(|error| error.to_string())?;
         let application = handed.take(&keys.application);
@@ -155,7 +161,7 @@ impl AppCommClient {
         let About { dialled, pid, descriptor, .. } = about;
         // Options that were set before are forgotten; further ones can be.
         let holder = crate::endpoints::fresh_socket(name.family()).ok();
-        let client = Client { port, name, server, dialled, holder, waiting, looked_up: false, state, pid, descriptor };
+        let client = Client { port, name, server, dialled, holder, waiting, looked_up: false, state, pid, descriptor, spilled };
         self.clients.insert(id, client);
         self.watch(id, context);
         self.turn(id, now, context);

@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
-use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use armor_core::context::Context;
@@ -20,9 +20,9 @@ const JOURNAL: &str = "journal";
 const VAULT_AGAIN: Duration = Duration::from_millis(10);
 
 /// An element's part of the vault.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Keeping {
-    keeper: Rc<Keeper>,
+    keeper: Arc<Keeper>,
 }
 
 /// What an earlier life of the element had kept.
@@ -47,11 +47,11 @@ impl Keeping {
     /// There is a vault and it cannot be reached: without it this life could not be taken over.
     pub fn open(setup: &Setup, element: &str) -> Result<(Keeping, Handed), String> {
         let Some(vault) = std::env::var_os(ENV_VAULT).map(PathBuf::from) else {
-            return Ok((Keeping { keeper: Rc::new(Keeper::none()) }, Handed::default()));
+            return Ok((Keeping { keeper: Arc::new(Keeper::none()) }, Handed::default()));
         };
         let (keeper, handed) = Keeper::connect(&vault, &format!("{}/{element}", setup.name)).map_err(|error| error.to_string())?;
         let handed = Handed { descriptors: handed.kept.into_iter().collect(), exited: handed.exited };
-        Ok((Keeping { keeper: Rc::new(keeper) }, handed))
+        Ok((Keeping { keeper: Arc::new(keeper) }, handed))
     }
 
     /// The journal of the earlier life with what is in it, or a new one.
@@ -115,7 +115,7 @@ impl Keeping {
     /// Calls `exited` when a process ends that an earlier life had left behind, and `again` when another vault has taken the place of a dead one:
     /// everything has to be kept again.
     pub fn watch<E: Element>(&self, context: &mut Context<'_>, exited: fn(&mut E, &Exited, &mut Context<'_>), again: fn(&mut E)) {
-        let (keeper, handle) = (Rc::clone(&self.keeper), context.handle::<E>());
+        let (keeper, handle) = (Arc::clone(&self.keeper), context.handle::<E>());
         if keeper.socket().is_none() {
             return;
         }

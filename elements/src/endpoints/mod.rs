@@ -33,7 +33,7 @@ pub use server_table::ServerTable;
 pub use settings::{connection_config, policy};
 pub(crate) use socket_options::let_bind_choose_a_port;
 pub use socket_options::{ConnectionOptions, fresh_socket, get_option_for, set_option_for};
-pub use spill::SpillFile;
+pub use spill::{SharedFile, SpillFile};
 pub use unread_byte::Whereabouts;
 
 /// Reads of an application's socket are made into buffers of this size.

@@ -1,13 +1,16 @@
 //! Where the log of a connection goes beyond its bound in memory: a file without a name, made when the first byte goes there. It is
-//! gone with its descriptor, however the ARMOR ends.
+//! gone with its last descriptor, and outlives the ARMOR when the vault has one.
 //!
-//! Invariant: the file takes no more of the disk than `bound` bytes, and a block or so of what was discarded.
+//! Invariant: the file takes no more of the disk than `bound` bytes, and a few blocks.
+//! Invariant: what it says of itself, in its first block, is true at any instant: a death leaves nothing to be repaired.
 
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use armor_proto::connection::Spill;
 use rustix::fs::{FallocateFlags, Mode, OFlags, fallocate, openat, unlinkat};
@@ -16,13 +19,33 @@ use rustix::fs::{FallocateFlags, Mode, OFlags, fallocate, openat, unlinkat};
 const HOLE: u64 = 1 << 20;
 /// Ends of holes lie at multiples of this: what is less than a block would be overwritten with zeros.
 const BLOCK: u64 = 64 << 10;
+/// Where the bytes begin. Before them: a mark, the offset in the stream of the first byte, and a checksum of the two.
+const HEADER: u64 = 4096;
+const MAGIC: u64 = u64::from_le_bytes(*b"ARMORsp1");
+
+/// A spill's file, while there is one, for who keeps it.
+#[derive(Debug, Clone, Default)]
+pub struct SharedFile(Arc<Mutex<Option<OwnedFd>>>);
+
+impl SharedFile {
+    fn set(&self, file: Option<OwnedFd>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = file;
+    }
+
+    /// Does something with the file, if there is one.
+    pub fn with<T>(&self, work: impl FnOnce(&OwnedFd) -> T) -> Option<T> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(work)
+    }
+}
 
 /// The file of one connection.
-#[derive(Debug)]
 pub struct SpillFile {
     directory: PathBuf,
     bound: u64,
     file: Option<File>,
+    /// The same file for who keeps it, and how he is told.
+    shared: SharedFile,
+    made: Box<dyn Fn(&OwnedFd) + Send>,
     /// Offset in the stream of the file's first byte.
     base: u64,
     /// Offset in the stream behind the file's last byte.
@@ -42,21 +65,83 @@ enum Holes {
     Impossible,
 }
 
+impl std::fmt::Debug for SpillFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let SpillFile { directory, bound, base, end, .. } = self;
+        f.debug_struct("SpillFile")
+            .field("directory", directory)
+            .field("bound", bound)
+            .field("base", base)
+            .field("end", end)
+            .finish_non_exhaustive()
+    }
+}
+
 impl SpillFile {
-    /// A file in `directory` that takes at most `bound` bytes; there is none yet.
+    /// A file in `directory` that takes at most `bound` bytes; there is none yet. `made` is called when there is.
     #[must_use]
-    pub fn new(directory: &Path, bound: u64) -> SpillFile {
-        SpillFile { directory: directory.to_path_buf(), bound, file: None, base: 0, end: 0, needed: 0, hole: 0, holes: Holes::Possible }
+    pub fn new(directory: &Path, bound: u64, made: impl Fn(&OwnedFd) + Send + 'static) -> SpillFile {
+        SpillFile {
+            directory: directory.to_path_buf(),
+            bound,
+            file: None,
+            shared: SharedFile::default(),
+            made: Box::new(made),
+            base: 0,
+            end: 0,
+            needed: 0,
+            hole: 0,
+            holes: Holes::Possible,
+        }
+    }
+
+    /// The same with the file of a dead process.
+    #[must_use]
+    pub fn found(self, file: OwnedFd) -> SpillFile {
+        self.shared.set(file.try_clone().ok());
+        SpillFile { file: Some(file.into()), ..self }
+    }
+
+    /// The file, once there is one.
+    #[must_use]
+    pub fn shared(&self) -> SharedFile {
+        self.shared.clone()
     }
 
     /// Empties the file; the next byte is that at `offset`.
     fn begin_at(&mut self, offset: u64) -> io::Result<()> {
         if let Some(file) = &self.file {
             file.set_len(0)?;
+            write_header(file, offset)?;
         }
         (self.base, self.end, self.needed, self.hole) = (offset, offset, offset, offset);
         Ok(())
     }
+
+    /// Makes the file.
+    fn make(&mut self) -> io::Result<&File> {
+        let file = nameless(&self.directory)?;
+        write_header(&file, self.base)?;
+        let copy: OwnedFd = file.try_clone()?.into();
+        (self.made)(&copy);
+        self.shared.set(Some(copy));
+        Ok(self.file.insert(file))
+    }
+}
+
+fn write_header(file: &File, base: u64) -> io::Result<()> {
+    let mut header = [MAGIC.to_le_bytes(), base.to_le_bytes()].concat();
+    header.extend(crc32c::crc32c(&header).to_le_bytes());
+    file.write_all_at(&header, 0)
+}
+
+/// Offset in the stream of a file's first byte.
+fn read_header(file: &File) -> Option<u64> {
+    let mut header = [0; 20];
+    file.read_exact_at(&mut header, 0).ok()?;
+    let (words, sum) = header.split_at(16);
+    let whole = words.starts_with(&MAGIC.to_le_bytes()) && crc32c::crc32c(words).to_le_bytes() == sum;
+    whole.then(|| u64::from_le_bytes(words[8..].try_into().unwrap_or_default()))
 }
 
 impl Spill for SpillFile {
@@ -69,11 +154,12 @@ impl Spill for SpillFile {
         if end - self.hole > self.bound {
             return Err(io::ErrorKind::FileTooLarge.into());
         }
-        let file = match &mut self.file {
+        let base = self.base;
+        let file = match &self.file {
             Some(file) => file,
-            none => none.insert(nameless(&self.directory)?),
+            None => self.make()?,
         };
-        file.write_all_at(bytes, offset - self.base)?;
+        file.write_all_at(bytes, HEADER + offset - base)?;
         self.end = end;
         Ok(())
     }
@@ -83,7 +169,7 @@ impl Spill for SpillFile {
         if offset < self.needed || offset + into.len() as u64 > self.end {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        file.read_exact_at(into, offset - self.base)
+        file.read_exact_at(into, HEADER + offset - self.base)
     }
 
     fn discard_before(&mut self, offset: u64) {
@@ -99,9 +185,28 @@ impl Spill for SpillFile {
         let until = self.base + (self.needed - self.base) / BLOCK * BLOCK;
         if until >= self.hole + HOLE && self.holes == Holes::Possible {
             let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-            match fallocate(file, flags, self.hole - self.base, until - self.hole) {
+            match fallocate(file, flags, HEADER + self.hole - self.base, until - self.hole) {
                 Ok(()) => self.hole = until,
                 Err(_) => self.holes = Holes::Impossible,
+            }
+        }
+    }
+
+    fn take_up(&mut self, from: u64, to: u64) -> bool {
+        let Some(file) = &self.file else { return false };
+        let length = file.metadata().map_or(0, |file| file.len().saturating_sub(HEADER));
+        match read_header(file).filter(|&base| base <= from && from <= to && to - base <= length) {
+            Some(base) if file.set_len(HEADER + to - base).is_ok() => {
+                (self.base, self.end, self.needed) = (base, to, from);
+                // What was given back already takes no room when it is given back again.
+                self.hole = base + (from - base) / BLOCK * BLOCK;
+                true
+            }
+            _ => {
+                // Another one is made, and takes its place with who keeps it.
+                self.file = None;
+                self.shared.set(None);
+                false
             }
         }
     }
@@ -148,7 +253,7 @@ mod tests {
     }
 
     fn filled(directory: &Path, from: u64, length: usize) -> SpillFile {
-        let mut spill = SpillFile::new(directory, 1 << 30);
+        let mut spill = SpillFile::new(directory, 1 << 30, |_| {});
         for at in (from..from + length as u64).step_by(100_000) {
             let length = 100_000.min((from + length as u64 - at) as usize);
             spill.append(at, &bytes(at, length)).unwrap();
@@ -170,12 +275,36 @@ mod tests {
     #[test]
     fn there_is_no_file_until_a_byte_is_spilled_and_never_a_name() {
         let directory = tempfile::tempdir().unwrap();
-        let mut spill = SpillFile::new(directory.path(), 1000);
+        let mut spill = SpillFile::new(directory.path(), 1000, |_| {});
         spill.discard_before(7);
         assert!(spill.file.is_none());
         spill.append(7, b"spilled").unwrap();
         assert_eq!(spill.file.as_ref().unwrap().metadata().unwrap().nlink(), 0);
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_file_outlives_its_process_and_what_was_not_saved_is_dropped() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut dead = filled(directory.path(), 5_000, 3 << 20);
+        dead.discard_before(2 << 20);
+        let file = dead.shared().with(|file| file.try_clone().unwrap()).unwrap();
+        drop(dead);
+        let found = |file: &OwnedFd| SpillFile::new(directory.path(), 1 << 30, |_| {}).found(file.try_clone().unwrap());
+        for (from, to) in [(4_999, 6_000), (5_000, (3 << 20) + 5_001), (u64::MAX, 0)] {
+            assert!(!found(&file).take_up(from, to), "{from} to {to}");
+        }
+        let mut spill = found(&file);
+        assert!(spill.take_up(2 << 20, 3 << 20));
+        assert!(holds(&mut spill, 2 << 20, 1 << 20));
+        spill.append(3 << 20, &bytes(3 << 20, 1000)).unwrap();
+        assert!(holds(&mut spill, (3 << 20) - 10, 1010));
+        File::from(file.try_clone().unwrap()).write_all_at(b"?", 9).unwrap();
+        assert!(!found(&file).take_up(2 << 20, 3 << 20), "its header is damaged");
+        let mut anew = found(&file);
+        assert!(!anew.take_up(0, 7));
+        anew.append(7, &bytes(7, 100)).unwrap();
+        assert!(holds(&mut anew, 7, 100) && anew.shared().with(|file| found(file).take_up(7, 107)) == Some(true));
     }
 
     #[test]
@@ -212,7 +341,7 @@ mod tests {
         assert!(room(&spill) <= 3 << 20, "{} of {before}", room(&spill));
         let end = 777 + (8 << 20);
         spill.discard_before(end);
-        assert_eq!(room(&spill), 0);
+        assert!(room(&spill) <= HEADER);
         spill.append(end, &bytes(end, 10)).unwrap();
         assert!(holds(&mut spill, end, 10));
     }
@@ -230,7 +359,7 @@ mod tests {
     #[test]
     fn the_bound_is_kept_and_what_is_discarded_does_not_count() {
         let directory = tempfile::tempdir().unwrap();
-        let mut spill = SpillFile::new(directory.path(), 4 << 20);
+        let mut spill = SpillFile::new(directory.path(), 4 << 20, |_| {});
         let chunk = 1 << 20;
         let append = |spill: &mut SpillFile, number: u64| spill.append(number << 20, &bytes(number << 20, chunk));
         for number in 0..4 {
@@ -245,7 +374,7 @@ mod tests {
     #[test]
     fn a_directory_that_cannot_be_used_is_an_error() {
         let directory = tempfile::tempdir().unwrap();
-        let mut spill = SpillFile::new(&directory.path().join("nowhere"), 1000);
+        let mut spill = SpillFile::new(&directory.path().join("nowhere"), 1000, |_| {});
         assert_eq!(spill.append(0, b"x").unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 }

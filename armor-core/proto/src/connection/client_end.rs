@@ -124,7 +124,7 @@ impl ClientEnd {
     }
 
     /// The end of a dead process, from its last saved state and the bytes that were read by then (any number of them, but the last
-    /// ones). Tell it what the last call had done (`app_read`,
+    /// ones), and what its log had gone on in. Tell it what the last call had done (`app_read`,
     /// [`ClientEnd::app_given`]), then [`ClientEnd::resume`].
     ///
     /// # Errors
@@ -132,6 +132,7 @@ impl ClientEnd {
     pub fn restore(
         state: &[u8],
         log: Vec<Bytes>,
+        spill: Option<Box<dyn Spill + Send>>,
         config: Config,
         mut policy: Box<dyn MarkPolicy + Send>,
         now: Instant,
@@ -139,7 +140,7 @@ impl ClientEnd {
         let saved: SavedClient<'_> = rmp_serde::from_slice(state)?;
         policy.restore(&saved.policy).map_err(|error| RestoreError::Policy(error.to_string()))?;
         let ends = Ends { outgoing: Direction::C2s, tolerance: u64::from(config.window) };
-        let mut session = Session::restore(&saved.session, log, ends, config, now)?;
+        let mut session = Session::restore(&saved.session, log, spill, ends, config, now)?;
         let replays = policy.resume() == Resume::Mark;
         let replayable = saved.replayable && session.sender.log.first() <= saved.mark.c2s;
         session.sender.keep_from(replayable.then_some(saved.mark.c2s));
@@ -179,7 +180,7 @@ impl ClientEnd {
         }
     }
 
-    /// Lets the log go beyond the memory bound into `spill`. Call it before the next byte is read: once, when the end is new or restored.
+    /// Lets the log go beyond the memory bound into `spill`. Call it before the next byte is read: once, when the end is new.
     pub fn set_spill(&mut self, spill: Box<dyn Spill + Send>) {
         self.session.sender.log.set_spill(spill);
     }
@@ -471,7 +472,10 @@ impl ClientEnd {
         if self.connecting.as_ref().is_some_and(|connecting| connecting.due) {
             return self.connect_request(now).map(|request| (Record::ConnectRequest(request), Bytes::new()));
         }
-        self.session.poll_transmit(now)
+        let sent = self.session.poll_transmit(now);
+        // What is sent may go into the spill: after a restoration more of it can be in memory than there is room for.
+        self.bound_log();
+        sent
     }
 
     fn connect_request(&mut self, now: Instant) -> Option<ConnectRequest> {

@@ -28,6 +28,12 @@ pub trait Spill {
 
     /// Everything before `offset` is not needed any more.
     fn discard_before(&mut self, _offset: u64) {}
+
+    /// After the death of the process that had appended: whether all bytes from `from` to `to` are there. What is behind them is
+    /// dropped then, and `to` is appended next.
+    fn take_up(&mut self, _from: u64, _to: u64) -> bool {
+        false
+    }
 }
 
 struct Chunk {
@@ -71,8 +77,8 @@ impl SendLog {
         }
     }
 
-    /// The log of a dead process, `from` to `end`: the last bytes of `pieces`, as far as they reach.
-    pub(crate) fn restore(pieces: Vec<Bytes>, from: u64, end: u64) -> Self {
+    /// The log of a dead process, `from` to `end`: the last bytes of `pieces`, and before them what is in the spill, as far as they reach.
+    pub(crate) fn restore(pieces: Vec<Bytes>, spill: Option<Box<dyn Spill + Send>>, from: u64, end: u64) -> Self {
         let length: u64 = pieces.iter().map(|piece| piece.len() as u64).sum();
         let mut skipped = length.saturating_sub(end.saturating_sub(from));
         let mut log = SendLog::new(end.saturating_sub(length - skipped));
@@ -81,6 +87,11 @@ impl SendLog {
             skipped -= before;
             piece.advance(before as usize);
             log.push(piece);
+        }
+        log.spill = spill;
+        let memory_from = log.first;
+        if log.spill.as_mut().is_some_and(|spill| spill.take_up(from.min(memory_from), memory_from)) {
+            log.first = from.min(memory_from);
         }
         log
     }

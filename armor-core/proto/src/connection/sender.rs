@@ -13,7 +13,7 @@ use super::config::Config;
 use super::error::ProtocolError;
 use super::record::AckState;
 use super::saved::{RestoreError, SavedSender};
-use super::send_log::SendLog;
+use super::send_log::{SendLog, Spill};
 
 /// What goes into one [`Data`](super::Data).
 pub(crate) struct Segment {
@@ -90,16 +90,18 @@ impl Sender {
 
     pub(crate) fn save(&self) -> SavedSender {
         let Sender { acked, acked_ever, ended, fin_acked, .. } = *self;
-        // A spill dies with the process. Where it holds what the peer's end may need again, the log cannot be taken up.
-        let in_memory = self.log.memory_from();
-        let log_from = if in_memory > acked.max(self.log.first()) { self.log.first() } else { in_memory };
-        SavedSender { log_from, log_end: self.log.end(), acked, acked_ever, ended, fin_acked }
+        SavedSender { log_from: self.log.first(), log_end: self.log.end(), acked, acked_ever, ended, fin_acked }
     }
 
     /// Sends nothing before [`Sender::resume`].
-    pub(crate) fn restore(saved: &SavedSender, log: Vec<Bytes>, config: &Config) -> Result<Sender, RestoreError> {
+    pub(crate) fn restore(
+        saved: &SavedSender,
+        log: Vec<Bytes>,
+        spill: Option<Box<dyn Spill + Send>>,
+        config: &Config,
+    ) -> Result<Sender, RestoreError> {
         let mut sender = Sender::new(config);
-        sender.log = SendLog::restore(log, saved.log_from, saved.log_end);
+        sender.log = SendLog::restore(log, spill, saved.log_from, saved.log_end);
         // What the peer's end held unwritten when the log began is not in it.
         let needed = saved.acked.max(saved.log_from);
         let got = sender.log.first();

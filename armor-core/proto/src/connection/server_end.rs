@@ -131,7 +131,7 @@ impl ServerEnd {
     pub fn restore(state: &[u8], log: Vec<Bytes>, config: Config, now: Instant) -> Result<ServerEnd, RestoreError> {
         let saved: SavedServer = rmp_serde::from_slice(state)?;
         let connection = saved.session.connection;
-        let mut session = Session::restore(&saved.session, log, Ends { outgoing: Direction::S2c, tolerance: 0 }, config, now)?;
+        let mut session = Session::restore(&saved.session, log, None, Ends { outgoing: Direction::S2c, tolerance: 0 }, config, now)?;
         session.sender.keep_from(None);
         let reply = saved.requested.filter(|_| saved.answered).map(|requested| ConnectReply {
             connection,

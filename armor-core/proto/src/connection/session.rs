@@ -14,6 +14,7 @@ use super::event::{AppAction, Event};
 use super::receiver::Receiver;
 use super::record::{Ack, AckState, Data, Direction, Record, Reset, ResetReason};
 use super::saved::{RestoreError, SavedCourse, SavedSession};
+use super::send_log::Spill;
 use super::sender::Sender;
 use crate::ids::{ConnectionId, Incarnation};
 
@@ -115,12 +116,13 @@ impl Session {
     pub(crate) fn restore(
         saved: &SavedSession,
         log: Vec<Bytes>,
+        spill: Option<Box<dyn Spill + Send>>,
         ends: Ends,
         config: Config,
         now: Instant,
     ) -> Result<Session, RestoreError> {
         let mut session = Session::new(saved.connection, ends.outgoing, ends.tolerance, config, now);
-        session.sender = Sender::restore(&saved.sender, log, &session.config)?;
+        session.sender = Sender::restore(&saved.sender, log, spill, &session.config)?;
         session.receiver = Receiver::restore(&saved.receiver, &session.config);
         (session.incarnation, session.named, session.app) = (saved.incarnation, saved.named, saved.app);
         match saved.course {

@@ -2,10 +2,12 @@
 
 use std::time::Instant;
 
-use armor_proto::connection::{ClientEnd, Config, MarkPolicy, ServerEnd, mark_policy};
+use armor_proto::connection::{ClientEnd, Config, MarkPolicy, ServerEnd, Spill, mark_policy};
 use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+
+use super::plan::MemorySpill;
 
 /// What outlives the ARMOR of one end.
 #[derive(Default)]
@@ -15,6 +17,9 @@ pub struct Kept {
     read: usize,
     /// All bytes ever read from the application's sockets.
     bytes: Vec<u8>,
+    /// What the log goes on in, and its end by that state.
+    spill: Option<MemorySpill>,
+    spilled: usize,
 }
 
 /// What the call after the last save has done before the process died.
@@ -25,10 +30,15 @@ pub enum Call {
 }
 
 impl Kept {
+    pub fn with(spill: Option<MemorySpill>) -> Kept {
+        Kept { spill, ..Kept::default() }
+    }
+
     pub fn save(&mut self, save: impl FnOnce(&mut Vec<u8>)) {
         self.state.clear();
         save(&mut self.state);
         self.read = self.bytes.len();
+        self.spilled = self.spill.as_ref().map_or(0, |spill| spill.end() as usize);
         assert!(self.state.len() <= 1600, "a state of {} bytes", self.state.len());
     }
 
@@ -37,10 +47,13 @@ impl Kept {
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// In pieces, and with some older bytes that are still there.
+    /// In pieces, and with some older bytes that are still there: all of them, or what is not in the spill.
     fn log(&self, rng: &mut StdRng) -> Vec<Bytes> {
         let mut pieces = Vec::new();
-        let mut rest = &self.bytes[..self.read];
+        // What an earlier death has taken back from the spill is still in the journal.
+        let spilled = self.spill.as_ref().map_or(0, |spill| self.spilled.min(spill.end() as usize));
+        let from = if spilled == 0 { 0 } else { rng.random_range(0..=spilled.min(self.read)) };
+        let mut rest = &self.bytes[from..self.read];
         while !rest.is_empty() {
             let (piece, more) = rest.split_at(rng.random_range(1..=rest.len().min(5000)));
             pieces.push(Bytes::copy_from_slice(piece));
@@ -52,7 +65,8 @@ impl Kept {
     pub fn client(&mut self, policy: &str, config: &Config, call: &Call, seed: u64, now: Instant) -> ClientEnd {
         let policy: Box<dyn MarkPolicy + Send> = mark_policy(policy).expect("a known policy");
         let log = self.log(&mut StdRng::seed_from_u64(seed));
-        let mut end = ClientEnd::restore(&self.state, log, config.clone(), policy, now).expect("a state that was saved");
+        let spill = self.spill.clone().map(|spill| Box::new(spill) as Box<dyn Spill + Send>);
+        let mut end = ClientEnd::restore(&self.state, log, spill, config.clone(), policy, now).expect("a state that was saved");
         match call {
             Call::Nothing => {}
             Call::Read(bytes) => end.app_read(Bytes::copy_from_slice(bytes), now),

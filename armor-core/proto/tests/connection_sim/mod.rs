@@ -110,8 +110,9 @@ impl World {
             None => mark_policy(plan.policy).expect("a known policy"),
         };
         let mut client = ClientEnd::new(CONNECTION, plan.config.clone(), policy, start);
-        if plan.spill {
-            client.set_spill(Box::new(MemorySpill::default()));
+        let spill = plan.spill.then(MemorySpill::default);
+        if let Some(spill) = &spill {
+            client.set_spill(Box::new(spill.clone()));
         }
         let client_app = Client::new(plan.model, plan.most, plan.seed);
         let sequence_end = client_app.expected.len() as u64;
@@ -123,7 +124,7 @@ impl World {
             number: 0,
             client: Some(client),
             server: None,
-            kept_client: Kept::default(),
+            kept_client: Kept::with(spill),
             kept_server: Kept::default(),
             client_app,
             process: None,

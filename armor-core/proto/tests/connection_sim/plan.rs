@@ -1,5 +1,6 @@
 //! What a schedule is drawn from, and what came of it.
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use armor_proto::connection::{Config, Event, ResetReason, Spill};
@@ -144,26 +145,46 @@ impl Plan {
     }
 }
 
-/// A spill into memory, with a way to look at it.
+/// A spill into memory that outlives the ARMOR, as a file does.
+#[derive(Clone, Default)]
+pub struct MemorySpill(Arc<Mutex<Spilled>>);
+
 #[derive(Default)]
-pub struct MemorySpill {
+struct Spilled {
     from: u64,
     bytes: Vec<u8>,
 }
 
+impl MemorySpill {
+    /// Offset behind its last byte.
+    pub fn end(&self) -> u64 {
+        let spilled = self.0.lock().expect("one thread");
+        spilled.from + spilled.bytes.len() as u64
+    }
+}
+
 impl Spill for MemorySpill {
     fn append(&mut self, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
-        if self.bytes.is_empty() {
-            self.from = offset;
+        let mut spilled = self.0.lock().expect("one thread");
+        if spilled.bytes.is_empty() {
+            spilled.from = offset;
         }
-        assert_eq!(offset, self.from + self.bytes.len() as u64, "the spill has a gap");
-        self.bytes.extend_from_slice(bytes);
+        assert_eq!(offset, spilled.from + spilled.bytes.len() as u64, "the spill has a gap");
+        spilled.bytes.extend_from_slice(bytes);
         Ok(())
     }
     fn read_at(&mut self, offset: u64, into: &mut [u8]) -> std::io::Result<()> {
-        let at = (offset - self.from) as usize;
-        into.copy_from_slice(&self.bytes[at..at + into.len()]);
+        let spilled = self.0.lock().expect("one thread");
+        let at = (offset - spilled.from) as usize;
+        into.copy_from_slice(&spilled.bytes[at..at + into.len()]);
         Ok(())
+    }
+    fn take_up(&mut self, from: u64, to: u64) -> bool {
+        let mut spilled = self.0.lock().expect("one thread");
+        let held = from >= spilled.from && to <= spilled.from + spilled.bytes.len() as u64;
+        let keep = if held { to.saturating_sub(spilled.from) as usize } else { 0 };
+        spilled.bytes.truncate(keep);
+        held
     }
 }
 
