@@ -42,8 +42,7 @@ pub(crate) fn parse(file: &str, text: &str) -> anyhow::Result<ApplicationSpec> {
     if let Err((key, reason)) = spec.check() {
         // Keys of tables are their own on their lines.
         let line = at(key.rsplit('.').next().unwrap_or(&key));
-        let table = if key.contains('.') { format!("{key}: ") } else { String::new() };
-        bail!("{file}:{line}:1: {table}{reason}");
+        bail!("{file}:{line}:1: {reason}");
     }
     Ok(spec)
 }

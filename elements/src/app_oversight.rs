@@ -176,8 +176,8 @@ impl AppOversight {
         let asker = context.source();
         let refusal = if name.is_empty() || name.len() > 64 || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte)) {
             Some(format!("application name {name:?}: 1 to 64 letters, digits, '-', '_' or '.'"))
-        } else if let Err((key, reason)) = spec.check() {
-            Some(format!("{key}: {reason}"))
+        } else if let Err((_, reason)) = spec.check() {
+            Some(reason)
         } else if self.applications.get(&name).is_some_and(|app| matches!(app.state, ApplicationState::Running | ApplicationState::Restarting)) {
             Some(format!("an application {name:?} is running already; `armor stop {name}` ends it"))
         } else if self.applications.len() >= MAX_APPLICATIONS && !self.applications.contains_key(&name) {

@@ -222,7 +222,7 @@ impl Launch {
         if let Some(settled) = self.settled {
             spec.settled_ms = Some(u32::try_from(settled.as_millis()).unwrap_or(u32::MAX));
         }
-        spec.check().map_err(|(key, reason)| anyhow!("{}: {key}: {reason}", spec.name))?;
+        spec.check().map_err(|(_, reason)| anyhow!("{}: {reason}", spec.name))?;
         Ok(spec)
     }
 }

@@ -79,7 +79,7 @@ pub struct ApplicationSpec {
 }
 
 impl ApplicationSpec {
-    /// What of it contradicts itself: the key, with its table (`ready.expect`), and what to write instead.
+    /// What of it contradicts itself: the key, with its table (`ready.expect`), and a sentence that names it and says what to write instead.
     ///
     /// # Errors
     /// When it cannot be followed.
@@ -89,7 +89,7 @@ impl ApplicationSpec {
             return Err(("command".to_owned(), format!("command is empty; {example}")));
         }
         if let Some(Err((key, reason))) = self.ready.as_ref().map(ReadyQuestion::check) {
-            return Err((format!("ready.{key}"), reason));
+            return Err((format!("ready.{key}"), format!("ready.{key}: {reason}")));
         }
         let wrong = match (self.settled_ms, self.policy) {
             (Some(0), _) => "settled_ms is 0: no silence would be needed for an answer to be complete; leave it out, or take 1 or more",
