@@ -22,7 +22,7 @@ use std::time::Instant;
 use armor_proto::operation::{Operation, OperationKind};
 
 use crate::arbiter::Remote;
-use crate::capture::CaptureStore;
+use crate::capture::{Loaded, StateStore};
 use crate::cell::{ElementCell, Home, Spawner};
 use crate::context::Effects;
 use crate::element::{AnyElement, Decoder, Setup};
@@ -41,6 +41,15 @@ pub(crate) enum Member {
     Here(Box<dyn AnyElement>),
     /// Built in a thread of its own.
     Away(Remote),
+}
+
+/// Which life of an ARMOR begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Life {
+    /// Without the states of an earlier one.
+    First,
+    /// With them.
+    Next,
 }
 
 /// Where an element lives.
@@ -129,10 +138,28 @@ impl Armor {
     ///
     /// # Errors
     /// The first element that cannot start, and why.
-    pub(crate) fn start(&self, captured: Option<&CaptureStore>) -> Result<(), (&'static str, String)> {
+    pub(crate) fn start(&self, life: Life) -> Result<(), (&'static str, String)> {
+        let told = |element, reason| self.report(Event::new("state-refused").with("element", element).with("reason", reason));
+        // Of all elements first: the one that keeps them must know what is lost before it starts.
+        let mut states = Vec::with_capacity(self.places.len());
         for place in &self.places {
-            let state = captured.and_then(|store| store.load(place.name()));
-            let refused = |reason| self.report(Event::new("state-refused").with("element", place.name()).with("reason", reason));
+            let loaded = match life {
+                Life::Next => self.stored(|store| store.load(place.name())).unwrap_or_default(),
+                Life::First => Loaded::default(),
+            };
+            loaded.refused.into_iter().for_each(|reason| told(place.name(), reason));
+            states.push(loaded.state);
+        }
+        if life == Life::First
+            && let Some(Err(error)) = self.stored(|store| store.start_afresh())
+        {
+            return Err(("captured states", error.to_string()));
+        }
+        for (place, state) in self.places.iter().zip(states) {
+            let refused = |reason| {
+                told(place.name(), reason);
+                self.stored(|store| store.not_taken(place.name()));
+            };
             let started = match place {
                 Place::Here(cell) => {
                     let restored = state.map_or(Ok(()), |state| cell.element().borrow_mut().restore(&state));
@@ -153,6 +180,12 @@ impl Armor {
         }
         self.drain();
         Ok(())
+    }
+
+    /// Asks the element that keeps captured states, if there is one.
+    fn stored<R>(&self, ask: impl FnOnce(&mut dyn StateStore) -> R) -> Option<R> {
+        let mut ask = Some(ask);
+        self.cells().find_map(|cell| cell.element().borrow_mut().state_store().and_then(|store| Some(ask.take()?(store))))
     }
 
     /// State of the ARMOR and of its elements.

@@ -104,6 +104,13 @@ impl Composition {
                 return Err(composition
                     .error(at, format!("{name} takes messages over ({operation}), which it can in the main thread only; remove arbiter")));
             }
+            if let (Thread::Own, at) = thread
+                && element.keeps_states()
+            {
+                return Err(
+                    composition.error(at, format!("{name} keeps captured states, which it can in the main thread only; remove arbiter"))
+                );
+            }
             elements.push(name);
             threads.push(thread);
             spans.push(span);

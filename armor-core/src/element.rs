@@ -7,8 +7,9 @@ use armor_proto::operation::{AnyOperation, Operation, OperationKind};
 use serde::Deserialize as _;
 use serde::de::DeserializeOwned;
 
+use crate::capture::StateStore;
 use crate::context::Context;
-use crate::operations::{Route, SendReliable};
+use crate::operations::{Route, SendReliable, StateCaptured};
 
 /// One element. Implement it in one file, name the file after [`Element::NAME`], and list it in a composition.
 ///
@@ -67,6 +68,11 @@ pub trait Element: Sized + 'static {
     fn restore(&mut self, state: &[u8]) -> Result<(), String> {
         let _ = state;
         Ok(())
+    }
+
+    /// For the element that hears `MSG_STATE_CAPTURED`: where the states of an earlier life come from. Asked before any element starts.
+    fn state_store(&mut self) -> Option<&mut dyn StateStore> {
+        None
     }
 
     /// What `armor status` shows of it.
@@ -158,6 +164,7 @@ pub(crate) trait AnyElement {
     fn timer(&mut self, token: u64, context: &mut Context<'_>);
     fn capture(&self) -> Option<Vec<u8>>;
     fn restore(&mut self, state: &[u8]) -> Result<(), String>;
+    fn state_store(&mut self) -> Option<&mut dyn StateStore>;
     fn status(&self) -> serde_json::Value;
     fn stop(&mut self, context: &mut Context<'_>);
     fn as_any_mut(&mut self) -> &mut dyn Any;
@@ -192,6 +199,9 @@ impl<E: Element> AnyElement for Erased<E> {
     }
     fn restore(&mut self, state: &[u8]) -> Result<(), String> {
         self.element.restore(state)
+    }
+    fn state_store(&mut self) -> Option<&mut dyn StateStore> {
+        self.element.state_store()
     }
     fn status(&self) -> serde_json::Value {
         self.element.status()
@@ -265,6 +275,14 @@ impl ElementKind {
     pub fn takes_messages(&self) -> Option<&'static str> {
         let offers = [Route::KIND, SendReliable::KIND];
         self.subscribes.iter().find(|subscription| offers.contains(&subscription.kind)).map(|subscription| subscription.name)
+    }
+}
+
+impl ElementKind {
+    /// Whether such an element keeps captured states. It gives them back before any element starts, so it has to be in the ARMOR's main thread.
+    #[must_use]
+    pub fn keeps_states(&self) -> bool {
+        self.subscribes.iter().any(|subscription| subscription.kind == StateCaptured::KIND)
     }
 }
 

@@ -18,8 +18,7 @@ use actix::{Actor, Addr, Arbiter, Context, Handler, Message, System};
 use crate::arbiter::crossing::{Exit, crossing};
 use crate::arbiter::resident::Departure;
 use crate::arbiter::{Answer, MAX_ANSWERS, Remote};
-use crate::armor::{Armor, Member};
-use crate::capture::CaptureStore;
+use crate::armor::{Armor, Life, Member};
 use crate::cell::{ElementCell, Home as _, Spawner};
 use crate::composition::{Composition, CompositionError, Thread};
 use crate::element::{ElementKind, Setup};
@@ -136,7 +135,7 @@ fn stop_system() {
 
 /// Runs an ARMOR in this thread until it is shut down (`MSG_SHUTDOWN`, SIGTERM or SIGINT).
 ///
-/// With `restore`, captured state of an earlier life in the same run directory is given back to the elements. `ready` is called when all
+/// With `restore`, the state of an earlier life that the composition's `state_capture` has kept is given back to the elements. `ready` is called when all
 /// have started, inside the event loop: what it spawns with `tokio::task::spawn_local` runs beside them.
 ///
 /// # Errors
@@ -144,7 +143,6 @@ fn stop_system() {
 pub fn run(composition: &Composition, kinds: &[ElementKind], setup: Setup, restore: bool, ready: impl FnOnce()) -> Result<(), RunError> {
     let directory = |source| RunError::RunDirectory { path: setup.run_dir.clone(), source };
     std::fs::create_dir_all(&setup.run_dir).map_err(directory)?;
-    let captured = restore.then(|| CaptureStore::open(&setup.run_dir.join("state"))).transpose().map_err(directory)?;
     let nonce = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| (since.as_nanos() >> 10) as u32);
 
     // Dropped after the System, whose end frees those that wait for it.
@@ -158,7 +156,11 @@ pub fn run(composition: &Composition, kinds: &[ElementKind], setup: Setup, resto
         if let Some(answers) = answers {
             armor.hear(answers);
         }
-        armor.start(captured.as_ref()).map_err(|(element, reason)| RunError::Start { armor: setup.name.clone(), element, reason })?;
+        armor.start(if restore { Life::Next } else { Life::First }).map_err(|(element, reason)| RunError::Start {
+            armor: setup.name.clone(),
+            element,
+            reason,
+        })?;
         end_on_signals(&armor);
         ready();
         Ok(armor)

@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::Ordering;
 
 use armor_core::arbiter::{MAX_ANSWERS, MAX_PARKED, MAX_PARKED_BYTES};
-use armor_core::capture::CaptureStore;
+use armor_core::capture::CapturedStates;
 use armor_core::composition::Composition;
 use armor_core::element::Setup;
 use armor_core::operations::BundleAck;
@@ -329,7 +329,7 @@ fn an_element_that_hangs_in_another_thread_takes_the_process_down() {
 #[test]
 fn state_is_captured_in_another_thread_and_given_back_there() {
     let directory = tempfile::tempdir().unwrap();
-    CaptureStore::open(&directory.path().join("state")).unwrap().save("beta", &7_u32.to_le_bytes()).unwrap();
+    CapturedStates::open(None, Some(&directory.path().join("state.redb"))).unwrap().save("beta", &7_u32.to_le_bytes()).unwrap();
     let mut rig = Rig::run_in(directory, ALPHA_BETA_GAMMA, kinds());
     rig.send_to_me(beta("x"));
     rig.send_to_me(ask("state_changed"));

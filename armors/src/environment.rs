@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, bail};
+use armor_elements::state_capture::STATE_FILE;
 use armor_proto::ids::ArmorId;
 use rustix::fs::FlockOperation;
 use rustix::process::Signal;
@@ -354,12 +355,15 @@ impl ArmorDirectory {
         }
         let entries: Vec<_> =
             std::fs::read_dir(&self.path).with_context(|| self.path.display().to_string())?.flatten().map(|entry| entry.path()).collect();
-        let known = [self.pid_file(), self.log(), self.path.join("state"), self.path.join("armor.log.old")];
+        let known = [self.pid_file(), self.log(), self.path.join(STATE_FILE), self.path.join("armor.log.old")];
         if !entries.is_empty() && !known.iter().any(|file| entries.contains(file)) {
             bail!("{} exists and was not made by ARMOR; choose another place with --run-dir", self.path.display());
         }
         let kept = [self.log(), self.path.join("logs"), self.path.join("events.jsonl"), self.path.join("events.jsonl.1")];
-        for entry in entries.iter().filter(|entry| !kept.contains(entry)) {
+        // Nor is what could not be read; see `state-file-refused`.
+        let refused = self.path.join(format!("{STATE_FILE}.refused-"));
+        let aside = |entry: &Path| entry.as_os_str().as_encoded_bytes().starts_with(refused.as_os_str().as_encoded_bytes());
+        for entry in entries.iter().filter(|entry| !kept.contains(entry) && !aside(entry)) {
             let removed = if entry.is_dir() && !entry.is_symlink() { std::fs::remove_dir_all(entry) } else { std::fs::remove_file(entry) };
             removed.with_context(|| format!("{} of an earlier run cannot be removed", entry.display()))?;
         }
@@ -504,10 +508,11 @@ mod tests {
         std::fs::create_dir(directory.path()).unwrap();
         std::fs::write(directory.pid_file(), "1\n").unwrap();
         assert_eq!(directory.pid(), None);
-        std::fs::create_dir(directory.path().join("state")).unwrap();
+        std::fs::write(directory.path().join(STATE_FILE), "states").unwrap();
+        std::fs::write(directory.path().join("state.redb.refused-1"), "damaged").unwrap();
         std::fs::write(directory.log(), "last words\n").unwrap();
         directory.clean().unwrap();
-        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 2, "the log and what was kept aside");
         assert!(tail(&directory.path().join("armor.log.old")).ends_with("last words"));
     }
 

@@ -136,8 +136,8 @@ fn a_vault_that_dies_is_replaced_and_keeps_everything_again() {
             let text = std::fs::read_to_string(environment.directory("node1").join("vault.pid")).ok()?;
             text.trim().parse::<i32>().ok().filter(|pid| *pid != vault && environment::lives(*pid))
         });
-        // Both comm elements and the overseer; before that the death of the daemon would be the death of the node.
-        environment.wait_for("everything to be kept again", || (environment.events("kept-anew").len() >= kept + 3).then_some(()));
+        // Both comm elements, the overseer and the captured states; before that the death of the daemon would be the death of the node.
+        environment.wait_for("everything to be kept again", || (environment.events("kept-anew").len() >= kept + 4).then_some(()));
         environment.kill_armor("node1");
     }
     finishes_identical(&environment, &mut client);

@@ -3,16 +3,18 @@
 //! Purpose: takes connect requests from the shim, finds the ARMOR that oversees the server, and carries the bytes of each
 //! connection; it keeps what the client said since the mark, so that the server and its whole node may vanish.
 //! Subscribes: `MSG_APP_SERVER_TABLE`, `MSG_APP_SERVER_INFO`, `MSG_APPCOMM_CONNECT_REPLY`, `MSG_APPCOMM_REPLAY_CONNECT`,
-//! `MSG_APPCOMM_REPLAY`, `MSG_APPCOMM_DATA`, `MSG_APPCOMM_ACK`, `MSG_APPCOMM_RESET`.
+//! `MSG_APPCOMM_REPLAY`, `MSG_APPCOMM_DATA`, `MSG_APPCOMM_ACK`, `MSG_APPCOMM_RESET`, `MSG_STATE_MEMORY`.
 //! Emits: `MSG_APP_SERVER_SUBSCRIBE`, `MSG_APP_LOOKUP_SERVER_INFO`, `MSG_APP_SERVER_TABLE_ACK`, `MSG_APP_CLIENT_CONNECTED`,
 //! `MSG_APPCOMM_SERVER_CONNECT_REQUEST`, `MSG_APPCOMM_DATA`, `MSG_APPCOMM_ACK`, `MSG_APPCOMM_RESET`.
 //! Configuration: `closed` (refuse what is no registered service, thesis §4.2.1), `allowed_uids`, `window_bytes`, `log_bytes`,
 //! `spill_bytes` and `spill_dir` (where a log goes beyond `log_bytes`), `max_connections`.
 
+#[path = "app_comm_client/ftm.rs"]
+mod ftm;
 #[path = "app_comm_client/restored.rs"]
 mod restored;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -109,6 +111,8 @@ pub struct AppCommClient {
     table: Option<ServerTable>,
     version: u64,
     early: VecDeque<Asked>,
+    /// Connections that the FTM may not know of.
+    untold: HashSet<ConnectionId>,
     clients: HashMap<ConnectionId, Client>,
     resets: Remembered<ResetReason>,
     crowd: Crowd,
@@ -143,6 +147,7 @@ impl Element for AppCommClient {
             table: None,
             version: 0,
             early: VecDeque::new(),
+            untold: HashSet::new(),
             clients: HashMap::new(),
             resets: Remembered::default(),
             crowd: Crowd::default(),
@@ -157,6 +162,7 @@ impl Element for AppCommClient {
         operations
             .on(Self::table)
             .on(Self::server_info)
+            .on(Self::memory)
             .on(Self::connect_reply)
             .on(Self::replay_connects)
             .on(Self::replay)
@@ -327,6 +333,7 @@ impl AppCommClient {
         for early in std::mem::take(&mut self.early) {
             self.asked(early, context);
         }
+        self.tell_of_connections(table, context);
     }
 
     /// The FTM's word on where a server is now (thesis §4.2.1): asked for when the ARMOR that we knew refuses.

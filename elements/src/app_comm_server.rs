@@ -4,14 +4,14 @@
 //! connections back when a server's process fails: its address is recognised, the clients replay their connect requests, the
 //! stream goes on (thesis §4.5.1).
 //! Subscribes: `MSG_APP_STARTED`, `MSG_APP_FAILED`, `MSG_APP_SERVER_REGISTERED`, `MSG_APPCOMM_SERVER_CONNECT_REQUEST`,
-//! `MSG_APPCOMM_DATA`, `MSG_APPCOMM_ACK`, `MSG_APPCOMM_RESET`.
+//! `MSG_APPCOMM_DATA`, `MSG_APPCOMM_ACK`, `MSG_APPCOMM_RESET`, `MSG_STATE_MEMORY`.
 //! Emits: `MSG_APP_REGISTER_SERVER`, `MSG_APP_UNREGISTER_SERVER`, `MSG_APPCOMM_REPLAY_CONNECT`, `MSG_APPCOMM_CONNECT_REPLY`,
 //! `MSG_APPCOMM_REPLAY`, `MSG_APPCOMM_DATA`, `MSG_APPCOMM_ACK`, `MSG_APPCOMM_RESET`.
 //! Configuration: `allowed_uids`, `window_bytes`, `fate_ms` (how long an unannounced end of a stream waits for the process's fate),
 //! `max_connections`.
 //!
 //! What applications bind is in `services`, the ends of connections in `connections`, how they come to a process in `dialling`, the
-//! failures of processes in `failures`, how recoveries went in `timelines`, and `readiness` tells when a server that listens may be
+//! failures of processes in `failures`, what an absent or forgetful FTM means for servers in `ftm`, how recoveries went in `timelines`, and `readiness` tells when a server that listens may be
 //! connected to.
 
 #[cfg(test)]
@@ -23,6 +23,8 @@ mod connections;
 mod dialling;
 #[path = "app_comm_server/failures.rs"]
 mod failures;
+#[path = "app_comm_server/ftm.rs"]
+mod ftm;
 #[path = "app_comm_server/readiness.rs"]
 mod readiness;
 #[path = "app_comm_server/restored.rs"]
@@ -98,6 +100,8 @@ pub struct AppCommServer {
     timelines: Timelines,
     crowd: Crowd,
     next: u64,
+    /// What the FTM remembers by.
+    ftm_memory: Option<u64>,
     keeping: Keeping,
     journal: Journal,
     /// What an earlier life has left, until this one starts.
@@ -128,6 +132,7 @@ impl Element for AppCommServer {
             timelines: Timelines::default(),
             crowd: Crowd::default(),
             next: now_ms() << 20 ^ setup.armor.0,
+            ftm_memory: None,
             keeping,
             journal,
             left: Some((recovery, handed)),
@@ -139,6 +144,7 @@ impl Element for AppCommServer {
             .on(Self::application_started)
             .on(Self::application_failed)
             .on(Self::registered)
+            .on(Self::memory)
             .on(Self::connect_request)
             .on(Self::data)
             .on(Self::ack)

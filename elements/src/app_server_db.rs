@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use armor_core::context::Context;
 use armor_core::element::{Element, Operations, Setup};
-use armor_core::events::Event;
+use armor_core::events::{Event, now_ms};
 use armor_core::operations::SendReliable;
 use armor_proto::hookup::Endpoint;
 use armor_proto::ids::{ArmorId, ConnectionId, Incarnation};
@@ -27,6 +27,12 @@ use crate::operations::{
     AppClientConnected, AppLookupServerInfo, AppRegisterServer, AppServerInfo, AppServerRegistered, AppServerSubscribe, AppServerTable,
     AppServerTableAck, AppUnregisterServer, DaemonRegister, ServerRow,
 };
+
+/// Timer token: capture the clients. Other tokens are versions, which are never 0.
+const CAPTURE_CLIENTS: u64 = 0;
+/// How long a client may wait to be captured: there may be thousands in a table, and each comes and goes. What an FTM loses with it the
+/// clients' ARMORs tell again when their daemon registers.
+const CLIENTS_WITHIN: Duration = Duration::from_millis(50);
 
 /// Configuration.
 #[derive(Deserialize)]
@@ -48,12 +54,28 @@ struct State {
     servers: BTreeMap<Endpoint, Server>,
     node_addresses: BTreeSet<IpAddr>,
     subscribers: BTreeSet<ArmorId>,
+    /// Of the table that was published last; grows over all lives, so that daemons tell a newer table from an older one.
+    #[serde(default)]
+    version: u64,
 }
 
 #[derive(Serialize, Deserialize)]
 struct Server {
     row: ServerRow,
     clients: BTreeMap<ConnectionId, ArmorId>,
+    /// The registration that made the row what it is. The same one again was not answered: this FTM's life before had died over it.
+    #[serde(default)]
+    request: u64,
+}
+
+impl Server {
+    fn clients_by_armor(&self) -> BTreeMap<ArmorId, Vec<ConnectionId>> {
+        let mut by_armor: BTreeMap<ArmorId, Vec<ConnectionId>> = BTreeMap::new();
+        for (&connection, &armor) in &self.clients {
+            by_armor.entry(armor).or_default().push(connection);
+        }
+        by_armor
+    }
 }
 
 /// A server that waits until the daemons know of it.
@@ -68,8 +90,9 @@ struct WaitingServer {
 pub struct AppServerDb {
     config: Config,
     state: State,
-    version: u64,
     waiting: Vec<WaitingServer>,
+    /// Clients have come or gone since the state was captured.
+    clients_changed: bool,
 }
 
 impl Element for AppServerDb {
@@ -79,7 +102,9 @@ impl Element for AppServerDb {
     type Config = Config;
 
     fn new(config: Config, _: &Setup) -> Result<Self, String> {
-        Ok(AppServerDb { config, state: State::default(), version: 0, waiting: Vec::new() })
+        // Beyond every version of a life whose state is lost, unless the clock was put back.
+        let state = State { version: now_ms() << 16, ..State::default() };
+        Ok(AppServerDb { config, state, waiting: Vec::new(), clients_changed: false })
     }
 
     fn operations(operations: &mut Operations<Self>) {
@@ -98,6 +123,10 @@ impl Element for AppServerDb {
     }
 
     fn timer(&mut self, version: u64, context: &mut Context<'_>) {
+        if version == CAPTURE_CLIENTS {
+            self.clients_changed = false;
+            return context.state_changed();
+        }
         // Whoever has not answered by now learns of the server when it answers again; its listen goes on.
         for waiting in self.waiting.iter_mut().filter(|waiting| waiting.version <= version) {
             for armor in std::mem::take(&mut waiting.missing) {
@@ -112,7 +141,8 @@ impl Element for AppServerDb {
     }
 
     fn restore(&mut self, state: &[u8]) -> Result<(), String> {
-        self.state = rmp_serde::from_slice(state).map_err(|error| error.to_string())?;
+        let restored: State = rmp_serde::from_slice(state).map_err(|error| error.to_string())?;
+        self.state = State { version: restored.version.max(self.state.version), ..restored };
         Ok(())
     }
 
@@ -143,13 +173,16 @@ impl AppServerDb {
         match self.state.servers.get_mut(&row.address) {
             Some(known) if known.row.service != row.service => answer.errno = libc::EADDRINUSE,
             // One process that listens twice on the address (SO_REUSEPORT): the same life of the same server.
-            Some(known) if known.row.armor == row.armor && known.row.incarnation == row.incarnation => {}
+            Some(known) if known.row.armor == row.armor && known.row.incarnation == row.incarnation => {
+                if known.request == asked.request {
+                    answer.clients = known.clients_by_armor();
+                }
+            }
             Some(known) => {
                 row.incarnation = Incarnation(row.incarnation.0.max(known.row.incarnation.0 + 1));
                 answer.incarnation = row.incarnation;
-                for (&connection, &armor) in &known.clients {
-                    answer.clients.entry(armor).or_default().push(connection);
-                }
+                answer.clients = known.clients_by_armor();
+                known.request = asked.request;
                 let recovered = Event::new("server-recognised")
                     .with("service", &row.service)
                     .with("incarnation", row.incarnation.0)
@@ -162,7 +195,7 @@ impl AppServerDb {
                 answer.errno = libc::ENOBUFS;
             }
             None => {
-                self.state.servers.insert(row.address, Server { row, clients: BTreeMap::new() });
+                self.state.servers.insert(row.address, Server { row, clients: BTreeMap::new(), request: asked.request });
             }
         }
         if answer.errno != 0 {
@@ -171,8 +204,8 @@ impl AppServerDb {
         }
         context.state_changed();
         self.publish(context);
-        self.waiting.push(WaitingServer { version: self.version, missing: self.state.subscribers.clone(), to: asked.row.armor, answer });
-        context.timer(Duration::from_millis(self.config.table_wait_ms), self.version);
+        self.waiting.push(WaitingServer { version: self.state.version, missing: self.state.subscribers.clone(), to: asked.row.armor, answer });
+        context.timer(Duration::from_millis(self.config.table_wait_ms), self.state.version);
         self.answer_servers(context);
     }
 
@@ -202,7 +235,7 @@ impl AppServerDb {
     }
 
     fn publish(&mut self, context: &mut Context<'_>) {
-        self.version += 1;
+        self.state.version += 1;
         for &subscriber in &self.state.subscribers {
             self.tell(subscriber, context);
         }
@@ -211,7 +244,7 @@ impl AppServerDb {
     fn tell(&self, subscriber: ArmorId, context: &mut Context<'_>) {
         let rows = self.state.servers.values().map(|server| server.row.clone()).collect();
         let node_addresses = self.state.node_addresses.iter().copied().collect();
-        context.send_to(subscriber, AppServerTable { version: self.version, rows, node_addresses });
+        context.send_to(subscriber, AppServerTable { version: self.state.version, rows, node_addresses });
     }
 
     fn subscribe(&mut self, asked: &AppServerSubscribe, context: &mut Context<'_>) {
@@ -230,6 +263,9 @@ impl AppServerDb {
 
     fn client(&mut self, change: &AppClientConnected, context: &mut Context<'_>) {
         let Some(server) = self.state.servers.get_mut(&change.address.unmapped()) else { return };
+        if !std::mem::replace(&mut self.clients_changed, true) {
+            context.timer(CLIENTS_WITHIN, CAPTURE_CLIENTS);
+        }
         if !change.connected {
             server.clients.remove(&change.client.connection);
         } else if server.clients.len() < self.config.max_clients_per_server {
@@ -283,8 +319,13 @@ mod tests {
     }
 
     fn register(db: &mut AppServerDb, row: ServerRow) -> Option<AppServerRegistered> {
+        // A registration of its own each time.
+        request(db, row.clone(), u64::from(row.incarnation.0))
+    }
+
+    fn request(db: &mut AppServerDb, row: ServerRow, request: u64) -> Option<AppServerRegistered> {
         let (setup, mut effects) = (setup(), Effects::new());
-        db.register(&AppRegisterServer { row, request: 1 }, &mut Context::detached(&setup, None, &mut effects));
+        db.register(&AppRegisterServer { row, request }, &mut Context::detached(&setup, None, &mut effects));
         registered(&effects)
     }
 
@@ -333,8 +374,45 @@ mod tests {
         let mut db = db();
         db.subscribe(&AppServerSubscribe { armor: ArmorId(9) }, &mut Context::detached(&setup, None, &mut effects));
         assert!(register(&mut db, row("web", 1)).is_none());
-        db.table_known(&AppServerTableAck { version: db.version, armor: ArmorId(9) }, &mut Context::detached(&setup, None, &mut effects));
+        db.table_known(&AppServerTableAck { version: db.state.version, armor: ArmorId(9) }, &mut Context::detached(&setup, None, &mut effects));
         assert!(registered(&effects).is_some());
+    }
+
+    #[test]
+    fn a_registration_whose_answer_died_with_the_ftm_is_answered_with_the_clients_by_its_next_life() {
+        let (setup, mut effects) = (setup(), Effects::new());
+        let mut first = db();
+        register(&mut first, row("web", 1));
+        let client = ClientRow { connection: ConnectionId(3), armor: ArmorId(9) };
+        let connected = AppClientConnected { address: row("web", 1).address, client, connected: true };
+        first.client(&connected, &mut Context::detached(&setup, None, &mut effects));
+        let asked = request(&mut first, row("web", 2), 77);
+        let mut next = db();
+        assert_eq!(next.restore(&first.capture().unwrap_or_default()), Ok(()));
+        assert_eq!(request(&mut next, row("web", 2), 77), asked);
+        // What is told again by a server that was answered disturbs nobody.
+        assert_eq!(request(&mut next, row("web", 2), 78).map(|answer| (answer.errno, answer.clients.len())), Some((0, 0)));
+    }
+
+    #[test]
+    fn clients_are_captured_together_and_versions_grow_over_lives() {
+        let (setup, mut effects) = (setup(), Effects::new());
+        let mut first = db();
+        register(&mut first, row("web", 1));
+        for connection in 1..100 {
+            let client = ClientRow { connection: ConnectionId(connection), armor: ArmorId(9) };
+            let connected = AppClientConnected { address: row("web", 1).address, client, connected: true };
+            first.client(&connected, &mut Context::detached(&setup, None, &mut effects));
+        }
+        assert!(matches!(effects[..], [Effect::Timer(CLIENTS_WITHIN, CAPTURE_CLIENTS)]));
+        first.timer(CAPTURE_CLIENTS, &mut Context::detached(&setup, None, &mut effects));
+        assert!(matches!(effects[..], [_, Effect::StateChanged]));
+        let mut next = db();
+        assert_eq!(next.restore(&first.capture().unwrap_or_default()), Ok(()));
+        assert_eq!(next.state.servers.values().map(|server| server.clients.len()).sum::<usize>(), 99);
+        let before = first.state.version;
+        register(&mut next, row("web", 2));
+        assert!(next.state.version > before);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! `armor_gateway`: attaches an ARMOR to the daemon of its node; the other side of `daemon_gateway`.
 //!
 //! Purpose: everything that leaves this ARMOR goes to the daemon by one unix socket, which is connected again when it breaks.
-//! Subscribes: `MSG_ROUTE`, `MSG_DAEMON_HELLO` (the daemon's answer to the attachment). Emits: `MSG_ARMOR_ATTACH`.
+//! Subscribes: `MSG_ROUTE`, `MSG_DAEMON_HELLO` (the daemon's answer to the attachment), `MSG_STATE_MEMORY` (it comes to every ARMOR). Emits: `MSG_ARMOR_ATTACH`.
 //! Configuration: `daemon`, see [`Config`].
 //!
 //! Invariant: messages that leave while the daemon is away wait within the bounds of [`Waiting`].
@@ -21,7 +21,7 @@ use serde::Deserialize;
 use tokio::net::UnixStream;
 
 use crate::links::{Backoff, Closed, Link, LinkId, LinkOwner, Sent, Stream, Waiting, encode};
-use crate::operations::{ArmorAttach, DaemonHello};
+use crate::operations::{ArmorAttach, DaemonHello, StateMemory};
 
 /// How long a message may wait for the daemon.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
@@ -40,6 +40,8 @@ pub struct ArmorGateway {
     told: bool,
     dropped: u64,
     daemon: String,
+    /// What the FTM remembers by, for people; elements that have told it something hear it themselves.
+    ftm_memory: Option<u64>,
 }
 
 /// Keys in TOML.
@@ -69,11 +71,12 @@ impl Element for ArmorGateway {
             told: false,
             dropped: 0,
             daemon: String::new(),
+            ftm_memory: None,
         })
     }
 
     fn operations(operations: &mut Operations<Self>) {
-        operations.on(Self::route).on(Self::hello).emits::<ArmorAttach>();
+        operations.on(Self::route).on(Self::hello).on(Self::memory).emits::<ArmorAttach>();
     }
 
     fn start(&mut self, context: &mut Context<'_>) -> Result<(), String> {
@@ -91,7 +94,7 @@ impl Element for ArmorGateway {
         let link = self.link.as_ref().map(|(_, link)| link);
         serde_json::json!({
             "socket": self.config.daemon, "daemon": self.daemon, "attached": link.is_some(),
-            "queued_bytes": link.map_or(0, Link::queued_bytes), "waiting": self.waiting.len(), "dropped": self.dropped,
+            "queued_bytes": link.map_or(0, Link::queued_bytes), "waiting": self.waiting.len(), "dropped": self.dropped, "ftm_memory": self.ftm_memory.map(|memory| format!("{memory:016x}")),
         })
     }
 }
@@ -128,6 +131,10 @@ impl ArmorGateway {
 
     fn hello(&mut self, hello: &DaemonHello, _: &mut Context<'_>) {
         self.daemon.clone_from(&hello.name);
+    }
+
+    fn memory(&mut self, memory: &StateMemory, _: &mut Context<'_>) {
+        self.ftm_memory = Some(memory.memory);
     }
 
     fn connect(&mut self, context: &mut Context<'_>) {

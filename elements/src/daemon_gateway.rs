@@ -3,8 +3,8 @@
 //!
 //! Purpose: listens on `<run_dir>/armor.sock`; the first frame of a link is `MSG_ARMOR_ATTACH`, to this ARMOR or, when the
 //! speaker does not know it, to -1: the answer is then `MSG_DAEMON_HELLO`. Belongs before `daemon_tcp_mgmt` in a composition.
-//! Subscribes: `MSG_ROUTE`, `MSG_ARMOR_ATTACH`, `MSG_DAEMON_REGISTERED`.
-//! Emits: `MSG_ARMOR_ATTACH` (to this ARMOR's other elements), `MSG_ARMOR_INSTALLED` (acknowledged).
+//! Subscribes: `MSG_ROUTE`, `MSG_ARMOR_ATTACH`, `MSG_DAEMON_REGISTERED`, `MSG_STATE_MEMORY`.
+//! Emits: `MSG_ARMOR_ATTACH` (to this ARMOR's other elements), `MSG_ARMOR_INSTALLED` (acknowledged), `MSG_STATE_MEMORY` (to attached ARMORs).
 //! Configuration: none.
 //!
 //! Invariant: only processes of this user or of root may attach.
@@ -26,7 +26,7 @@ use serde::Deserialize;
 use tokio::net::{UnixListener, UnixStream};
 
 use crate::links::{Closed, Link, LinkId, LinkOwner, Sent, Stream, Waiting, encode, introduction};
-use crate::operations::{ArmorAttach, ArmorInstalled, DaemonHello, DaemonRegistered};
+use crate::operations::{ArmorAttach, ArmorInstalled, DaemonHello, DaemonRegistered, StateMemory};
 
 /// Most processes attached at once.
 const MAX_LINKS: usize = 4096;
@@ -47,6 +47,8 @@ pub struct DaemonGateway {
     scratch: BytesMut,
     ticking: bool,
     dropped: u64,
+    /// What the FTM remembers by, for ARMORs that attach.
+    ftm_memory: Option<u64>,
 }
 
 /// No keys.
@@ -84,11 +86,20 @@ impl Element for DaemonGateway {
             scratch: BytesMut::with_capacity(64 << 10),
             ticking: false,
             dropped: 0,
+            ftm_memory: None,
         })
     }
 
     fn operations(operations: &mut Operations<Self>) {
-        operations.on(Self::route).on(Self::attach).on(Self::registered).emits::<ArmorAttach>().emits::<ArmorInstalled>().emits::<SendReliable>();
+        operations
+            .on(Self::route)
+            .on(Self::attach)
+            .on(Self::registered)
+            .on(Self::memory)
+            .emits::<ArmorAttach>()
+            .emits::<ArmorInstalled>()
+            .emits::<StateMemory>()
+            .emits::<SendReliable>();
     }
 
     fn start(&mut self, context: &mut Context<'_>) -> Result<(), String> {
@@ -223,6 +234,9 @@ impl DaemonGateway {
         }
         if !attach.armor.is_ephemeral() {
             self.announce(attach.armor, &attach.name, Presence::Here, context);
+            if let Some(memory) = self.ftm_memory {
+                context.send_to(attach.armor, StateMemory { memory });
+            }
         }
         // The pid of the socket is the kernel's word.
         context.send_to(context.armor(), ArmorAttach { pid, ..attach });
@@ -243,6 +257,14 @@ impl DaemonGateway {
             for (armor, attached) in self.attached.iter().filter(|(armor, _)| !armor.is_ephemeral()) {
                 self.announce(*armor, &attached.name, Presence::Here, context);
             }
+        }
+    }
+
+    /// The ARMORs of this node have told the FTM things too.
+    fn memory(&mut self, memory: &StateMemory, context: &mut Context<'_>) {
+        self.ftm_memory = Some(memory.memory);
+        for armor in self.attached.keys().filter(|armor| !armor.is_ephemeral()) {
+            context.send_to(*armor, memory.clone());
         }
     }
 

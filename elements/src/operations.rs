@@ -82,6 +82,9 @@ armor_proto::operations! { ELEMENT_OPERATIONS;
     0x0134 MSG_APP_STARTED => pub struct AppStarted { spec: ApplicationSpec, pid: u32, incarnation: Incarnation, started_at_ms: u64 }
     /// A supervised application's process has ended. Inside the overseer's ARMOR. `restarting` says whether it comes back.
     0x0135 MSG_APP_FAILED => pub struct AppFailed { name: String, pid: u32, incarnation: Incarnation, how: String, orderly: bool, restarting: bool, failed_at_ms: u64 }
+    /// What the FTM remembers by: a number that is drawn when it may have lost something that it was told. Whoever has told it something under
+    /// another number tells it again. To each daemon that registers, and on to the ARMORs of its node.
+    0x0150 MSG_STATE_MEMORY => pub struct StateMemory { memory: u64 }
     /// A server listens on an address (thesis §4.2.2), to APP_SERVER_DB.
     0x0200 MSG_APP_REGISTER_SERVER => pub struct AppRegisterServer { row: ServerRow, request: u64 }
     /// Answer. `clients` are those that were connected when the server is in its recovery phase (thesis §4.5.1), by the ARMOR at their

@@ -114,7 +114,7 @@ fn armors_outlive_a_crash_of_their_daemon_and_are_overseen_by_its_next_life() {
     let base = tempfile::tempdir().expect("directory");
     let ftm = Node::start("ftm", base.path(), FTM, armor_elements::all());
     let composition = base.path().join("daemon.toml");
-    let text = with_installer(&ftm, base.path()) + "[[element]]\nname = \"state_capture\"\n";
+    let text = with_installer(&ftm, base.path()) + "[[element]]\nname = \"state_capture\"\nstore = \"disk\"\n";
     std::fs::write(&composition, text).expect("composition");
     let daemon = ArmorId::of_name("one");
     let run_dir = base.path().join("one");

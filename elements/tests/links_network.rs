@@ -69,7 +69,7 @@ fn in_own_arbiters(composition: &str) -> String {
     let kinds = armor_elements::all();
     let together: Vec<&str> =
         kinds.iter().filter(|kind| !kind.same_thread.is_empty()).flat_map(|kind| [&[kind.name], kind.same_thread].concat()).collect();
-    for kind in kinds.iter().filter(|kind| kind.takes_messages().is_none() && !together.contains(&kind.name)) {
+    for kind in kinds.iter().filter(|kind| kind.takes_messages().is_none() && !kind.keeps_states() && !together.contains(&kind.name)) {
         let name = format!("name = \"{}\"\n", kind.name);
         text = text.replace(&name, &format!("{name}arbiter = true\n"));
     }

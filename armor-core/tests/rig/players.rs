@@ -6,6 +6,7 @@ use std::sync::{Arc, Condvar, LazyLock, Mutex};
 use std::thread::ThreadId;
 use std::time::Duration;
 
+use armor_core::capture::{CapturedStates, StateStore};
 use armor_core::context::Context;
 use armor_core::element::{Element, ElementKind, Operations, Setup};
 use armor_core::events::Event;
@@ -168,7 +169,8 @@ impl Element for AlphaElement {
     }
 }
 
-pub struct GammaElement(Arc<Stage>);
+/// With the states of an earlier life, where the run directory has some.
+pub struct GammaElement(Arc<Stage>, Option<CapturedStates>);
 
 impl Element for GammaElement {
     const NAME: &'static str = "gamma";
@@ -176,8 +178,14 @@ impl Element for GammaElement {
     const EXAMPLE: &'static str = "number = 1";
     type Config = Number;
 
-    fn new(config: Number, _: &Setup) -> Result<Self, String> {
-        Ok(GammaElement(Stage::of(config.number)))
+    fn new(config: Number, setup: &Setup) -> Result<Self, String> {
+        let file = setup.run_dir.join("state.redb");
+        let states = file.exists().then(|| CapturedStates::open(None, Some(&file))).transpose()?;
+        Ok(GammaElement(Stage::of(config.number), states))
+    }
+
+    fn state_store(&mut self) -> Option<&mut dyn StateStore> {
+        self.1.as_mut().map(|states| states as &mut dyn StateStore)
     }
 
     fn operations(operations: &mut Operations<Self>) {

@@ -43,6 +43,9 @@ fn thread(kind: &ElementKind, kinds: &[ElementKind]) -> String {
     if let Some(operation) = kind.takes_messages() {
         return format!("the main one, for it takes messages over ({operation})");
     }
+    if kind.keeps_states() {
+        return "the main one, for it gives captured states back before any element starts".to_owned();
+    }
     let naming = kinds.iter().filter(|other| other.same_thread.contains(&kind.name)).map(|other| other.name);
     let together: Vec<&str> = kind.same_thread.iter().copied().chain(naming).collect();
     let own = "the main one, or with arbiter = true its own";

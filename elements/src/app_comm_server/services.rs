@@ -7,6 +7,7 @@ use std::collections::{HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::time::Instant;
 
 use armor_core::context::Context;
 use armor_proto::connection::ResetReason;
@@ -76,8 +77,9 @@ pub(super) enum Progress {
 /// What APP_SERVER_DB has yet to confirm.
 pub(super) struct Registration {
     reply: ReplyTo,
-    address: Endpoint,
+    pub(super) address: Endpoint,
     listener: u64,
+    pub(super) since: Instant,
 }
 
 impl Service {
@@ -93,6 +95,12 @@ impl Service {
 
     fn has_come(&self, to: Progress) -> bool {
         self.listeners.iter().any(|listener| listener.progress >= to)
+    }
+
+    /// As APP_SERVER_DB knows it.
+    pub(super) fn row(&self, armor: ArmorId) -> ServerRow {
+        let Service { address, incarnation, policy, settled_ms, deadline_ms, .. } = *self;
+        ServerRow { address, armor, incarnation, service: self.name.clone(), policy, deadline_ms, settled_ms }
     }
 
     fn listener(&mut self, id: u64) -> Option<&mut Listener> {
@@ -257,19 +265,22 @@ impl AppCommServer {
         listener.progress = Progress::Registering;
         listener.binder = None;
         service.registered = true;
-        let Service { address, incarnation, policy, settled_ms, deadline_ms, .. } = *service;
-        let (armor, service) = (context.armor(), service.name.clone());
-        let row = ServerRow { address, armor, incarnation, service, policy, deadline_ms, settled_ms };
+        let (address, row) = (service.address.unmapped(), service.row(context.armor()));
         self.next = self.next.wrapping_add(1);
-        self.registrations.insert(self.next, Registration { reply, address: address.unmapped(), listener: id });
-        self.keep_service(address.unmapped());
-        context.send_reliable(Message::to(ArmorId::FTM, AppRegisterServer { row, request: self.next }));
+        let request = self.next;
+        self.registrations.insert(request, Registration { reply, address, listener: id, since: Instant::now() });
+        self.keep_service(address);
+        context.send_reliable(Message::to(ArmorId::FTM, AppRegisterServer { row, request }));
+        self.wait_for_ftm(request, context);
     }
 
     /// APP_SERVER_DB's answer: who waits for the server may be connected.
     pub(super) fn registered(&mut self, answer: &AppServerRegistered, context: &mut Context<'_>) {
-        let Some(Registration { reply, address, listener }) = self.registrations.remove(&answer.request) else { return };
+        let Some(Registration { reply, address, listener, since }) = self.registrations.remove(&answer.request) else {
+            return self.registered_again(answer, context);
+        };
         context.state_changed();
+        self.waited_for_ftm(&address, since, context);
         let errno = answer.errno;
         context.then(move || reply.send(&Reply::Registered { errno }, None));
         let Some(service) = self.services.get_mut(&address) else { return };
