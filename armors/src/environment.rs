@@ -374,10 +374,16 @@ impl ArmorDirectory {
 
     /// Removes what would be mistaken for a living ARMOR; state and log stay.
     pub(crate) fn remove_sockets(&self) {
+        self.remove_sockets_of_next_life();
+        let _ = std::fs::remove_file(self.path.join("tcp.addr"));
+    }
+
+    /// The same for an ARMOR that is to come back: where daemons look for it stays known, also when it cannot start this time.
+    pub(crate) fn remove_sockets_of_next_life(&self) {
         for entry in std::fs::read_dir(&self.path).into_iter().flatten().flatten() {
             let path = entry.path();
             if path.extension().is_some_and(|extension| extension == "sock")
-                || ["pid", "vault.pid", "ready", "tcp.addr"].iter().any(|&name| entry.file_name() == name)
+                || ["pid", "vault.pid", "ready"].iter().any(|&name| entry.file_name() == name)
             {
                 let _ = std::fs::remove_file(path);
             }

@@ -112,7 +112,14 @@ impl Life {
 
 /// What this call has started: ended again when something later fails.
 struct Started {
-    children: Vec<(ArmorDirectory, Child)>,
+    children: Vec<Begun>,
+}
+
+struct Begun {
+    directory: ArmorDirectory,
+    child: Child,
+    /// An earlier life has left something that is wanted.
+    is_next: bool,
 }
 
 impl Started {
@@ -127,10 +134,14 @@ impl Started {
         }
         match life {
             Life::New(_) => directory.clean()?,
-            Life::Next(_) => directory.remove_sockets(),
+            Life::Next(_) => directory.remove_sockets_of_next_life(),
         }
-        self.children.push((directory.clone(), spawn(base, directory, composition, life)?));
-        if let Some((_, child)) = self.children.last_mut() {
+        self.children.push(Begun {
+            directory: directory.clone(),
+            child: spawn(base, directory, composition, life)?,
+            is_next: matches!(life, Life::Next(_)),
+        });
+        if let Some(Begun { child, .. }) = self.children.last_mut() {
             ready(directory, child)?;
             let address = directory.tcp_address().map_or_else(String::new, |address| format!(", links at {address}"));
             // Beside the vault's.
@@ -143,14 +154,18 @@ impl Started {
 
 impl Drop for Started {
     fn drop(&mut self) {
-        for (directory, child) in self.children.iter_mut().rev() {
+        for Begun { directory, child, is_next } in self.children.iter_mut().rev() {
             if let Some(ending) = Ending::begin(directory) {
                 ending.finish(Instant::now() + Duration::from_secs(3));
             }
             // The vault has ended, or has not even begun.
             let _ = child.kill();
             let _ = child.wait();
-            directory.remove_sockets();
+            if *is_next {
+                directory.remove_sockets_of_next_life();
+            } else {
+                directory.remove_sockets();
+            }
         }
     }
 }

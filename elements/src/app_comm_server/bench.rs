@@ -34,7 +34,7 @@ pub(super) struct Bench {
     pub(super) element: AppCommServer,
     setup: Setup,
     pub(super) events: Vec<Event>,
-    registrations: VecDeque<AppRegisterServer>,
+    pub(super) registrations: VecDeque<AppRegisterServer>,
     records: Vec<(Record, Bytes)>,
 }
 

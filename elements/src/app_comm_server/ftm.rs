@@ -91,3 +91,79 @@ impl AppCommServer {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::bench::Bench;
+    use super::*;
+    use crate::operations::Policy;
+    use armor_proto::ids::Incarnation;
+
+    /// The registration that waits, as if it had begun so long ago.
+    fn waits_since(bench: &mut Bench, ago: Duration) -> u64 {
+        let (&request, registration) = bench.element.registrations.iter_mut().next().unwrap();
+        registration.since = registration.since.checked_sub(ago).unwrap();
+        request
+    }
+
+    #[tokio::test]
+    async fn a_listen_that_waits_for_the_ftm_is_told_sent_again_and_told_when_it_is_answered() {
+        let mut bench = Bench::new();
+        let served = bench.bind("web", 0, &[]);
+        let _asker = bench.begin_to_listen(&served);
+        let request = waits_since(&mut bench, WAITS);
+        assert!(bench.call(|element, context| element.still_waits(request, context)));
+        assert_eq!(bench.told("listen-waits").len(), 1);
+        assert_eq!(bench.registrations.len(), 1, "the acknowledged message is still being sent");
+        waits_since(&mut bench, AGAIN);
+        assert!(bench.call(|element, context| element.still_waits(request, context)));
+        assert_eq!(bench.registrations.len(), 2, "nobody else sends it any more");
+        bench.register(&[]);
+        assert_eq!(bench.told("listen-answered").len(), 1);
+        assert!(!bench.call(|element, context| element.still_waits(request, context)));
+        bench.register(&[]);
+        assert_eq!(bench.told("listen-answered").len(), 1, "an answer that comes twice is heard once");
+    }
+
+    #[tokio::test]
+    async fn an_ftm_that_has_lost_something_is_told_of_each_service_again_and_nobody_is_disturbed() {
+        let mut bench = Bench::new();
+        let served = bench.serve("web");
+        let client = bench.client(&served, Policy::Stream);
+        let socket = served.accept().unwrap();
+        let _only_bound = bench.bind("other", 0, &[]);
+        for (memory, registrations) in [(1, 1), (1, 0), (2, 1)] {
+            bench.call(|element, context| element.memory(&StateMemory { memory }, context));
+            let again: Vec<_> = bench.registrations.iter().map(|asked| (&*asked.row.service, asked.row.incarnation)).collect();
+            assert_eq!(again, vec![("web", Incarnation(1)); registrations]);
+            if registrations > 0 {
+                bench.register(&[]);
+            }
+        }
+        assert_eq!(bench.state(&client).as_deref(), Some("established"));
+        drop(socket);
+        // Another service has its address by now.
+        let taken = AppServerRegistered {
+            address: served.address,
+            request: 0,
+            errno: libc::EADDRINUSE,
+            incarnation: Incarnation(1),
+            clients: std::collections::BTreeMap::new(),
+        };
+        bench.call(|element, context| element.registered(&taken, context));
+        assert_eq!(bench.told("server-refused").len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_registration_that_the_ftm_had_yet_to_answer_is_sent_to_its_next_life() {
+        let mut bench = Bench::new();
+        let served = bench.bind("web", 0, &[]);
+        let _asker = bench.begin_to_listen(&served);
+        let first = bench.registrations.pop_front().unwrap();
+        bench.call(|element, context| element.memory(&StateMemory { memory: 1 }, context));
+        assert!(bench.registrations.contains(&first), "the same request");
+    }
+}
