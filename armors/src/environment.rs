@@ -453,6 +453,22 @@ impl Drop for Claim {
     }
 }
 
+/// A new directory that nobody else can look into.
+pub(crate) fn fresh_directory(purpose: &str) -> anyhow::Result<PathBuf> {
+    let parent = std::env::temp_dir();
+    let mut attempt = 0;
+    loop {
+        let path = parent.join(format!("{purpose}-{}-{attempt}", std::process::id()));
+        match DirBuilder::new().mode(0o700).create(&path) {
+            Ok(()) => return Ok(path),
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists && attempt < 100 => attempt += 1,
+            Err(error) => {
+                return Err(error).with_context(|| format!("{} cannot be made; choose another place with TMPDIR", path.display()));
+            }
+        }
+    }
+}
+
 fn create_owned(path: &Path) -> anyhow::Result<()> {
     let other = "choose another with --run-dir";
     DirBuilder::new()

@@ -5,7 +5,6 @@
 //! what is left.
 
 mod audience;
-mod interrupt;
 mod picture;
 mod progress;
 mod report;
@@ -20,10 +19,10 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context as _, bail};
 use sha2::{Digest as _, Sha256};
 
+use crate::interrupt::{Interrupt, Interrupted};
 use crate::output;
 use crate::program::{self, Found};
 use audience::Audience;
-use interrupt::{Interrupt, Interrupted};
 use picture::{Curve, Picture};
 use progress::Progress;
 use report::{Crash, Programme, Report};

@@ -314,7 +314,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
-    use crate::demo::report::Recovery;
+    use crate::recovery::Recovery;
 
     /// 20 s of 640 bytes each 20 ms, with outages of 130 ms after which the rest comes at once.
     fn arrivals(start_s: f64, crashes: &[Crash]) -> Vec<Arrival> {

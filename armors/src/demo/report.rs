@@ -6,10 +6,11 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::Value;
 
 use crate::output::{self, Table};
+use crate::recovery::Recovery;
 use crate::survey::text;
 
 /// Bytes that had arrived by a time.
@@ -55,37 +56,6 @@ pub(crate) struct Crash {
     pub(crate) next_pid: Option<u32>,
     /// The timeline that APP_COMM_SERVER kept.
     pub(crate) recovery: Option<Recovery>,
-}
-
-/// Milliseconds from the failure of a service to each step of its recovery.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub(crate) struct Recovery {
-    pub(crate) service: String,
-    pub(crate) incarnation: u64,
-    pub(crate) at_ms: u64,
-    pub(crate) detected_ms: Option<u64>,
-    pub(crate) restarted_ms: Option<u64>,
-    pub(crate) bound_ms: Option<u64>,
-    pub(crate) ready_ms: Option<u64>,
-    pub(crate) reconnected_ms: Option<u64>,
-    pub(crate) replayed_ms: Option<u64>,
-    pub(crate) flowing_ms: Option<u64>,
-}
-
-impl Recovery {
-    /// Name and time of each step, in their order.
-    pub(crate) fn steps(&self) -> [(&'static str, Option<u64>); 7] {
-        [
-            ("detected", self.detected_ms),
-            ("restarted", self.restarted_ms),
-            ("bound", self.bound_ms),
-            ("ready", self.ready_ms),
-            ("reconnected", self.reconnected_ms),
-            ("replayed", self.replayed_ms),
-            ("flowing", self.flowing_ms),
-        ]
-    }
 }
 
 /// What one client has to say.

@@ -5,8 +5,6 @@
 //! Invariant: whatever was started ends when the stage is dropped, and its run directory goes, unless it is to be kept.
 
 use std::ffi::OsStr;
-use std::fs::DirBuilder;
-use std::os::unix::fs::DirBuilderExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -16,10 +14,10 @@ use anyhow::{Context as _, bail};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde_json::Value;
 
-use super::report::Recovery;
 use crate::client::Client;
 use crate::ending::Ending;
-use crate::environment::{Base, Place};
+use crate::environment::{Base, Place, fresh_directory};
+use crate::recovery::Recovery;
 use crate::survey::{element, entries};
 
 /// The server's name as a service.
@@ -50,7 +48,7 @@ impl Stage {
     /// Makes the run directory; nothing runs yet.
     pub(crate) fn new(keep: bool, logs: PathBuf) -> anyhow::Result<Stage> {
         let program = std::env::current_exe().context("the path of the armor program is unknown")?;
-        let path = fresh_directory()?;
+        let path = fresh_directory("armor-demo")?;
         let base = Base::of(&Place { run_dir: Some(path) })?;
         Ok(Stage { program, base, keep, logs })
     }
@@ -160,22 +158,6 @@ impl Drop for Stage {
         let removed = removed.with_context(|| format!("{} cannot be removed", self.base.path().display()));
         for error in [ended.err(), saved.err(), removed.err()].into_iter().flatten() {
             super::progress::say(&format!("armor: demo: {error:#}"));
-        }
-    }
-}
-
-/// A new directory that nobody else can look into.
-fn fresh_directory() -> anyhow::Result<PathBuf> {
-    let parent = std::env::temp_dir();
-    let mut attempt = 0;
-    loop {
-        let path = parent.join(format!("armor-demo-{}-{attempt}", std::process::id()));
-        match DirBuilder::new().mode(0o700).create(&path) {
-            Ok(()) => return Ok(path),
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists && attempt < 100 => attempt += 1,
-            Err(error) => {
-                return Err(error).with_context(|| format!("{} cannot be made; choose another place with TMPDIR", path.display()));
-            }
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Ctrl-C, SIGTERM and SIGHUP during a demo: they ask it to stop, and what it has started is ended in order.
+//! Ctrl-C, SIGTERM and SIGHUP during a demo or a campaign: they ask it to stop, and what it has started is ended in order.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context as _, bail};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Whether somebody wants the demo to end.
+/// Whether somebody wants the end.
 #[derive(Clone)]
 pub(crate) struct Interrupt {
     wanted: Arc<AtomicBool>,
