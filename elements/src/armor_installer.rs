@@ -23,9 +23,8 @@ use crate::links::child::{self, Ended, Launch};
 use crate::operations::{ArmorAttach, ArmorReady, Heartbeat, HeartbeatReply, InstallArmor, UninstallArmor};
 
 const MAX_INSTALLED: usize = 256;
-/// Restarts allowed within [`RESTART_WINDOW`].
+/// Restarts allowed within `restart_window_s`.
 const RESTART_LIMIT: usize = 10;
-const RESTART_WINDOW: Duration = Duration::from_secs(60);
 /// Pauses before a restart when an ARMOR died young: the first and the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 /// A life shorter than this makes the next pause longer.
@@ -59,6 +58,9 @@ pub struct Config {
     /// An ARMOR that leaves this many heartbeats in a row unanswered is killed and started again.
     #[serde(default = "default_misses")]
     misses: u32,
+    /// Seconds over which an ARMOR's restarts are counted: ten are allowed. 0: they are not counted, and none waits.
+    #[serde(default = "default_restart_window_s")]
+    restart_window_s: u64,
     /// The program whose `start` runs an ARMOR; this one when absent.
     program: Option<PathBuf>,
 }
@@ -68,6 +70,9 @@ fn default_heartbeat_ms() -> u64 {
 }
 fn default_misses() -> u32 {
     5
+}
+fn default_restart_window_s() -> u64 {
+    60
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -119,7 +124,7 @@ struct Captured {
 impl Element for ArmorInstaller {
     const NAME: &'static str = "armor_installer";
     const PURPOSE: &'static str = "installs ARMORs on this node as processes and keeps them alive";
-    const EXAMPLE: &'static str = "heartbeat_ms = 200\nmisses = 5\n";
+    const EXAMPLE: &'static str = "heartbeat_ms = 200\nmisses = 5\nrestart_window_s = 60\n";
     type Config = Config;
 
     fn new(config: Config, setup: &Setup) -> Result<Self, String> {
@@ -417,8 +422,9 @@ impl ArmorInstaller {
 
     /// How long to wait before the next start; `None` when there were too many.
     fn next_pause(&mut self, name: &str, now: Instant) -> Option<Duration> {
+        let window = Duration::from_secs(self.config.restart_window_s);
         let installed = self.installed.get_mut(name)?;
-        while installed.restarts.front().is_some_and(|restart| now.saturating_duration_since(*restart) > RESTART_WINDOW) {
+        while installed.restarts.front().is_some_and(|restart| now.saturating_duration_since(*restart) >= window) {
             installed.restarts.pop_front();
         }
         if installed.restarts.len() >= RESTART_LIMIT {
@@ -496,7 +502,7 @@ mod tests {
     }
 
     fn installer() -> ArmorInstaller {
-        let config = Config { heartbeat_ms: 200, misses: 3, program: Some("/nowhere/armor".into()) };
+        let config = Config { heartbeat_ms: 200, misses: 3, restart_window_s: 60, program: Some("/nowhere/armor".into()) };
         ArmorInstaller::new(config, &setup()).expect("works")
     }
 
@@ -573,6 +579,18 @@ mod tests {
         assert_eq!(installer.installed["x"].state, State::GivenUp);
         installer.ended("x", 0, &ended, &mut context);
         assert_eq!(told(&effects).last(), Some(&"armor-given-up"));
+    }
+
+    #[test]
+    fn without_a_window_restarts_are_not_counted_and_do_not_wait() {
+        let (setup, mut installer, mut effects) = (setup(), with_running(), Vec::new());
+        installer.config.restart_window_s = 0;
+        let ended = Ended { orderly: false, how: "was killed by signal 9".into() };
+        for _ in 0..3 * RESTART_LIMIT {
+            installer.ended("x", 1, &ended, &mut Context::detached(&setup, None, &mut effects));
+            let installed = &installer.installed["x"];
+            assert_eq!((installed.state, installed.pause), (State::Pausing, Duration::ZERO));
+        }
     }
 
     #[test]
