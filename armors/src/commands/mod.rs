@@ -29,6 +29,11 @@ pub(crate) enum Command {
     #[command(hide = true)]
     Vault(vault::Vault),
     Demo(crate::demo::Demo),
+    Campaign(crate::campaign::Campaign),
+    #[command(hide = true)]
+    CampaignServer(crate::campaign::server::Server),
+    #[command(hide = true)]
+    CampaignClient(crate::campaign::client::Clients),
 }
 
 impl Command {
@@ -46,6 +51,9 @@ impl Command {
             Command::Elements(elements) => elements.run(),
             Command::Vault(vault) => vault.run(),
             Command::Demo(demo) => demo.run(),
+            Command::Campaign(campaign) => campaign.run(),
+            Command::CampaignServer(server) => server.run(),
+            Command::CampaignClient(clients) => clients.run(),
         }
     }
 }
