@@ -14,6 +14,8 @@ use crate::environment::ArmorDirectory;
 const ALIVE: Duration = Duration::from_millis(100);
 /// Pause between two tries to reach a vault that has just been started, and how many until it is started again.
 const REACH: (Duration, u32) = (Duration::from_millis(5), 400);
+/// Pause before the next one is started when one has ended before it was reached.
+const AGAIN: Duration = Duration::from_millis(50);
 
 /// Says that this ARMOR is alive, for ever.
 pub(crate) async fn watch(directory: ArmorDirectory) {
@@ -43,6 +45,12 @@ async fn replace(keeper: &Keeper, directory: &ArmorDirectory, replacements: &mut
             tokio::time::sleep(REACH.0).await;
             if keeper.reconnect().is_ok() {
                 return;
+            }
+            // It may have been killed as well, before it was reached.
+            if replacements.last_mut().is_some_and(|vault| vault.try_wait().is_ok_and(|ended| ended.is_some())) {
+                replacements.pop();
+                tokio::time::sleep(AGAIN).await;
+                break;
             }
         }
     }

@@ -199,6 +199,7 @@ pub(crate) struct Choice {
 }
 
 /// A cell and how often it is run, or why it is left out.
+#[derive(Clone, Copy)]
 pub(crate) struct Planned {
     pub(crate) cell: Cell,
     pub(crate) runs: Result<u32, &'static str>,

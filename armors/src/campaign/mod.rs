@@ -444,13 +444,31 @@ fn line(row: &Row) -> String {
     format!("{}: {} of {} runs, {counts}{times} ms", row.cell, row.runs.len(), row.wanted)
 }
 
+/// What is run, then what is left out: policies with the same reason together.
 fn list(planned: &[Planned]) -> String {
-    let mut table = Table::new(&["TARGET", "FAULT", "PLACEMENT", "POLICY", "RUNS", "LEFT OUT BECAUSE"]);
+    let mut table = Table::new(&["TARGET", "FAULT", "PLACEMENT", "POLICY", "RUNS"]);
     for Planned { cell: Cell { target, fault, placement, policy }, runs } in planned {
-        let (runs, why) = runs.map_or_else(|why| (String::new(), why.to_owned()), |runs| (runs.to_string(), String::new()));
-        table.row([target.to_string(), fault.to_string(), placement.to_string(), policy.to_string(), runs, why]);
+        if let Ok(runs) = runs {
+            table.row([target.to_string(), fault.to_string(), placement.to_string(), policy.to_string(), runs.to_string()]);
+        }
     }
-    table.render()
+    let mut out: Vec<(Cell, String, &str)> = Vec::new();
+    for &Planned { cell, runs } in planned {
+        let Err(why) = runs else { continue };
+        match out.last_mut() {
+            Some((last, policies, same))
+                if (last.target, last.fault, last.placement, *same) == (cell.target, cell.fault, cell.placement, why) =>
+            {
+                policies.push_str(&format!(", {}", cell.policy));
+            }
+            _ => out.push((cell, cell.policy.to_string(), why)),
+        }
+    }
+    let mut left_out = Table::new(&["TARGET", "FAULT", "PLACEMENT", "POLICY", "LEFT OUT BECAUSE"]);
+    for (Cell { target, fault, placement, .. }, policies, why) in out {
+        left_out.row([target.to_string(), fault.to_string(), placement.to_string(), policies, why.to_owned()]);
+    }
+    format!("{}\n{}", table.render(), left_out.render())
 }
 
 /// Makes the directory, without what an earlier campaign left.

@@ -1,4 +1,4 @@
-//! Nodes as network namespaces: each has an interface of its own into one bridge, so that a cable can be pulled. Needs root, and `ip` of iproute2.
+//! Nodes as network namespaces: each has an interface of its own into one bridge, so that a node can be cut off. Needs root, and `ip` and `bridge` of iproute2.
 //!
 //! Invariant: the namespaces that were made are gone when the network is dropped. Their processes are their owner's to end.
 
@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, bail};
 
-/// The port of a node's cable at the bridge.
+/// A node's port at the bridge.
 fn port(number: usize) -> String {
     format!("p{number}")
 }
@@ -70,13 +70,13 @@ impl Network {
         self.number(name).map(address)
     }
 
-    /// Pulls the node's cable, or puts it back.
+    /// Blocks the node's port at the bridge, or opens it again: as in a broken switch, nobody sees a carrier go.
     ///
     /// # Errors
-    /// Those of `ip`.
+    /// Those of `bridge`.
     pub(crate) fn cut(&self, name: &str, cut: bool) -> anyhow::Result<()> {
         let number = self.number(name).with_context(|| format!("node {name} is not in the network"))?;
-        ip(&["-n", &self.namespace("net"), "link", "set", &port(number), if cut { "down" } else { "up" }])
+        run("bridge", &["-n", &self.namespace("net"), "link", "set", "dev", &port(number), "state", if cut { "0" } else { "3" }])
     }
 
     fn number(&self, name: &str) -> Option<usize> {
@@ -98,11 +98,15 @@ impl Drop for Network {
 }
 
 fn ip(arguments: &[&str]) -> anyhow::Result<()> {
-    let output = Command::new("ip").args(arguments).stdin(Stdio::null()).output();
-    let output = output.context("`ip` cannot be executed; install iproute2, or take --placements groups")?;
+    run("ip", arguments)
+}
+
+fn run(program: &str, arguments: &[&str]) -> anyhow::Result<()> {
+    let output = Command::new(program).args(arguments).stdin(Stdio::null()).output();
+    let output = output.with_context(|| format!("`{program}` cannot be executed; install iproute2, or take --placements groups"))?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
-        bail!("`ip {}` failed: {}; may this machine have network namespaces?", arguments.join(" "), said.trim());
+        bail!("`{program} {}` failed: {}; may this machine have network namespaces?", arguments.join(" "), said.trim());
     }
     Ok(())
 }
