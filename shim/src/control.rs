@@ -101,13 +101,23 @@ pub(crate) fn ask(side: Side, request: &Request, passed: Option<c_int>, patience
     let Some(settings) = settings::active() else { return Err(Failure::Unreachable) };
     let mut buffer = [0; DATAGRAM_LIMIT];
     let length = request.encode_into(&mut buffer).map_err(|_| Failure::Local(Errno(libc::EINVAL)))?;
-    let answer_until = patience.answer.map(|answer| sys::now() + answer);
-    for _ in 0..LOSSES {
+    let mut answer_until = patience.answer.map(|answer| sys::now() + answer);
+    let mut losses = 0;
+    while losses < LOSSES {
         let reach_until = sys::now() + patience.reach;
         let fd = dial(settings, side, answer_until.map_or(reach_until, |until| until.min(reach_until)))?;
         let mut reply = [0; DATAGRAM_LIMIT];
-        if let Some((length, fd)) = exchange(&fd, &buffer[..length], passed, answer_until, patience.interruptible, &mut reply)? {
-            return understand(&reply[..length], fd);
+        let mut exchanged = exchange(&fd, &buffer[..length], passed, answer_until, patience.interruptible, &mut reply)?;
+        losses += 1;
+        while let Some((length, came)) = exchanged {
+            let answer = understand(&reply[..length], came)?;
+            if !matches!(answer.reply, Reply::Hold) {
+                return Ok(answer);
+            }
+            // Held for as long as it takes, and over as many deaths of the ARMOR as come.
+            (answer_until, losses) = (None, 0);
+            wait(&fd, None, patience.interruptible)?;
+            exchanged = received(&fd, &mut reply);
         }
         if patience.reach.is_zero() {
             break;
@@ -132,12 +142,17 @@ fn exchange(
         Err(Errno(libc::EPIPE | libc::ECONNRESET)) => {}
         Err(_) => return Ok(None),
     }
+    Ok(received(fd, reply))
+}
+
+/// What the ARMOR has said. `None`: it has closed instead.
+fn received(fd: &OwnFd, reply: &mut [u8]) -> Option<(usize, Option<OwnFd>)> {
     let received = match sys::receive(fd.raw(), reply) {
         // It has closed with the request unread, which comes before what it had said.
         Err(Errno(libc::ECONNRESET)) => sys::receive(fd.raw(), reply),
         received => received,
     };
-    Ok(received.ok().filter(|(length, _)| *length > 0))
+    received.ok().filter(|(length, _)| *length > 0)
 }
 
 fn understand(datagram: &[u8], fd: Option<OwnFd>) -> Result<Answer, Failure> {

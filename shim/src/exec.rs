@@ -17,8 +17,8 @@ const PRELOAD: &[u8] = b"LD_PRELOAD=";
 /// Bytes of environment that are rebuilt on the stack.
 const ON_STACK: usize = 8192;
 
-/// Most entries that are put back: preload, run directory, service, path of the shim.
-const ADDED: usize = 4;
+/// Most entries that are put back: preload, run directory, service, instance, path of the shim.
+const ADDED: usize = 5;
 
 type Strings = *const *const c_char;
 
@@ -79,9 +79,9 @@ impl Plan {
             preload_at: None,
             preload: b"",
             shim: Some(shim).filter(|shim| !shim.is_empty()),
-            missing: [settings.run_dir.entry(), settings.service.entry(), settings.shim_path.entry()],
+            missing: [settings.run_dir.entry(), settings.service.entry(), settings.instance.entry(), settings.shim_path.entry()],
         };
-        let keys = [settings.run_dir.key(), settings.service.key(), settings.shim_path.key()];
+        let keys = [settings.run_dir.key(), settings.service.key(), settings.instance.key(), settings.shim_path.key()];
         loop {
             // SAFETY: up to the null that ends the environment.
             let entry = unsafe { *given.add(plan.count) };

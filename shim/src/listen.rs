@@ -17,9 +17,10 @@ use crate::{address, names, real, swap, sys, tcp};
 /// An ARMOR may be on its way up, and without one a server must not start.
 const REACH: Duration = Duration::from_secs(5);
 
+/// A standby is held here, beyond this patience, until it is needed (`Reply::Hold`).
 const BIND: Patience = Patience { reach: REACH, answer: Some(Duration::from_secs(30)), interruptible: false };
 
-/// The answer may take for ever: a standby is held here until it is needed.
+/// The answer may take for ever: without an FTM nobody can confirm the address.
 const REGISTER: Patience = Patience { reach: REACH, answer: None, interruptible: false };
 
 const WITHDRAW: Patience = Patience { reach: Duration::from_secs(1), answer: Some(Duration::from_secs(5)), interruptible: false };
@@ -83,6 +84,7 @@ fn reserve(settings: &Settings, fd: c_int, addr: Endpoint) -> Result<Name, Errno
         pid: sys::getpid(),
         v6_only: sys::int_option(fd, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY).is_ok_and(|set| set != 0),
         reuse_port: sys::int_option(fd, libc::SOL_SOCKET, libc::SO_REUSEPORT).is_ok_and(|set| set != 0),
+        instance: settings.instance(),
     };
     match ask(settings, "bind", addr, &request, Some(fd), BIND)?.reply {
         Reply::Bound { errno: 0, name: Some(name), .. } => {

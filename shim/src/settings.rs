@@ -1,13 +1,13 @@
 //! [`Settings`]: what the environment says to the shim, read once and kept where no `clearenv` reaches it.
 //!
-//! Read by the library's constructor (three strings copied, nothing else), because a program such as `env -i` or one
+//! Read by the library's constructor (four strings copied, nothing else), because a program such as `env -i` or one
 //! that writes its title over its environment has no environment left when it makes its first hooked call.
 
 use std::cell::UnsafeCell;
 use std::ffi::CStr;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use armor_proto::hookup::{ENV_RUN_DIR, ENV_SERVICE, ENV_SHIM, ENV_SHIM_PATH};
+use armor_proto::hookup::{ENV_INSTANCE, ENV_RUN_DIR, ENV_SERVICE, ENV_SHIM, ENV_SHIM_PATH};
 use libc::{c_char, c_int};
 
 /// One `KEY=VALUE` of the environment, with its NUL.
@@ -62,7 +62,15 @@ impl<const N: usize> Entry<N> {
 pub(crate) struct Settings {
     pub(crate) run_dir: Entry<4096>,
     pub(crate) service: Entry<512>,
+    pub(crate) instance: Entry<64>,
     pub(crate) shim_path: Entry<4096>,
+}
+
+impl Settings {
+    /// The instance of the service that this process belongs to; 0 when nobody has said.
+    pub(crate) fn instance(&self) -> u64 {
+        std::str::from_utf8(self.instance.value()).ok().and_then(|digits| digits.parse().ok()).unwrap_or(0)
+    }
 }
 
 struct Kept(UnsafeCell<Settings>);
@@ -70,7 +78,8 @@ struct Kept(UnsafeCell<Settings>);
 // SAFETY: written once by the thread that moves STATE from UNREAD to READING, read only after ACTIVE is seen.
 unsafe impl Sync for Kept {}
 
-static KEPT: Kept = Kept(UnsafeCell::new(Settings { run_dir: Entry::new(), service: Entry::new(), shim_path: Entry::new() }));
+static KEPT: Kept =
+    Kept(UnsafeCell::new(Settings { run_dir: Entry::new(), service: Entry::new(), instance: Entry::new(), shim_path: Entry::new() }));
 static STATE: AtomicU8 = AtomicU8::new(UNREAD);
 const UNREAD: u8 = 0;
 const READING: u8 = 1;
@@ -134,6 +143,9 @@ unsafe fn fill(settings: &mut Settings, envp: *const *const c_char) -> bool {
     let Some(run_dir) = variable(ENV_RUN_DIR).filter(|value| !value.is_empty()) else { return false };
     if let Some(service) = variable(ENV_SERVICE) {
         settings.service.set(ENV_SERVICE, service);
+    }
+    if let Some(instance) = variable(ENV_INSTANCE) {
+        settings.instance.set(ENV_INSTANCE, instance);
     }
     match variable(ENV_SHIM_PATH).filter(|value| !value.is_empty()) {
         Some(path) => settings.shim_path.set(ENV_SHIM_PATH, path),

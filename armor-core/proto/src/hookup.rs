@@ -29,6 +29,9 @@ pub const ENV_RUN_DIR: &str = "ARMOR_RUN_DIR";
 /// Environment variable: the name under which what this program binds is registered (optional).
 pub const ENV_SERVICE: &str = "ARMOR_SERVICE";
 
+/// Environment variable: which of the service's instances, running or standing by, this process belongs to; a number.
+pub const ENV_INSTANCE: &str = "ARMOR_INSTANCE";
+
 /// Environment variable: path of the preload library, put back into cleaned environments.
 pub const ENV_SHIM_PATH: &str = "ARMOR_SHIM_PATH";
 

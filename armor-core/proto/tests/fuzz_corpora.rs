@@ -69,7 +69,7 @@ fn the_hookup_corpus_neither_panics_nor_changes_what_it_decodes() {
     let endpoint = Endpoint::new([127, 0, 0, 1].into(), 80);
     let name = Name { role: Role::Client, id: 5, local: endpoint, peer: endpoint };
     let requests = [
-        Request::Bind { addr: endpoint, service: Some("web".into()), pid: 1, v6_only: false, reuse_port: true },
+        Request::Bind { addr: endpoint, service: Some("web".into()), pid: 1, v6_only: false, reuse_port: true, instance: 3 },
         Request::Connect { addr: endpoint, nonblocking: true, descriptor: 7, pid: 1 },
         Request::SetOption { name, level: 6, option: 1, value: vec![1, 0, 0, 0] },
     ];

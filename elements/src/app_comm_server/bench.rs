@@ -154,7 +154,7 @@ impl Bench {
         let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
         rustix::net::sockopt::set_socket_reuseport(&socket, true).unwrap();
         let addr = Endpoint::new([127, 0, 0, 1].into(), port);
-        let request = Request::Bind { addr, service: Some(service.into()), pid: 1, v6_only: false, reuse_port };
+        let request = Request::Bind { addr, service: Some(service.into()), pid: 1, v6_only: false, reuse_port, instance: 0 };
         let Reply::Bound { errno: 0, listener: id, name: Some(name) } = answer(&self.ask(request, Some(socket))) else { panic!("refused") };
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let listener = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap();

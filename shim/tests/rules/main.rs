@@ -14,6 +14,7 @@ mod ends;
 mod processes;
 mod quiet;
 mod real_programs;
+mod standby;
 mod untouched;
 
 /// Both families, as the programs take them.

@@ -49,6 +49,7 @@ struct Shared {
     state: Mutex<State>,
     changed: Condvar,
     keeps_holders: AtomicBool,
+    holds_binds: AtomicBool,
     turns_away: AtomicBool,
 }
 
@@ -61,6 +62,8 @@ struct State {
     requests: Vec<Request>,
     behaviours: VecDeque<Behaviour>,
     verdict: Option<ConnectState>,
+    /// How many times those that were held have been hung up on.
+    hung_up: u32,
     stopped: bool,
 }
 
@@ -133,6 +136,23 @@ impl MockArmor {
     /// From now on a bound socket that is to connect is closed, not given back, as by an ARMOR that has died meanwhile.
     pub(crate) fn keep_holders(&self) {
         self.shared.keeps_holders.store(true, Ordering::Relaxed);
+    }
+
+    /// From now on whoever binds is held, as a standby is.
+    pub(crate) fn hold_binds(&self) {
+        self.shared.holds_binds.store(true, Ordering::Relaxed);
+    }
+
+    /// Hangs up on whoever is held, as when the ARMOR is killed.
+    pub(crate) fn lose_held(&self) {
+        self.shared.state().hung_up += 1;
+        self.shared.changed.notify_all();
+    }
+
+    /// Answers whoever is held.
+    pub(crate) fn release_held(&self) {
+        self.shared.holds_binds.store(false, Ordering::Relaxed);
+        self.shared.changed.notify_all();
     }
 
     /// From now on whoever asks is turned away.
@@ -237,6 +257,9 @@ impl Shared {
     }
 
     fn serve(self: &Arc<Self>, peer: &OwnedFd, request: Request, fd: Option<OwnedFd>) {
+        if matches!(request, Request::Bind { .. }) && self.holds_binds.load(Ordering::Relaxed) && !self.held(peer, &request) {
+            return;
+        }
         let answer = self.answer(&request, fd);
         self.state().requests.push(request);
         self.changed.notify_all();
@@ -262,6 +285,18 @@ impl Shared {
                 drop(self.changed.wait_while(state, |state| !state.stopped).unwrap());
             }
         }
+    }
+
+    /// Holds who binds; `false` when he is hung up on instead of being answered.
+    fn held(&self, peer: &OwnedFd, request: &Request) -> bool {
+        send(peer, &Reply::Hold, None);
+        let mut state = self.state();
+        state.requests.push(request.clone());
+        self.changed.notify_all();
+        let before = state.hung_up;
+        let holds = |state: &mut State| self.holds_binds.load(Ordering::Relaxed) && state.hung_up == before && !state.stopped;
+        let state = self.changed.wait_while(state, holds).unwrap();
+        state.hung_up == before && !state.stopped
     }
 
     fn verdict(&self) -> ConnectState {

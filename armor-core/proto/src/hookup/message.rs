@@ -20,7 +20,8 @@ pub const DATAGRAM_LIMIT: usize = 4096;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
     /// `bind(2)`: bind the TCP socket that comes along, or let it stand in for one that is kept for this address. It is not
-    /// known yet whether it will listen or connect. Carries the application's TCP socket. Reply: [`Reply::Bound`].
+    /// known yet whether it will listen or connect. Carries the application's TCP socket. Reply: [`Reply::Bound`], perhaps after
+    /// [`Reply::Hold`].
     Bind {
         /// What the application asked for; port 0 lets the ARMOR choose.
         addr: Endpoint,
@@ -32,6 +33,9 @@ pub enum Request {
         v6_only: bool,
         /// `SO_REUSEPORT` of the socket.
         reuse_port: bool,
+        /// Which instance of the service the process belongs to, from the environment; 0 when nobody has said.
+        #[serde(default)]
+        instance: u64,
     },
     /// `listen(2)` has succeeded: register the address as a service (thesis `MSG_APP_REGISTER_SERVER`). Reply:
     /// [`Reply::Registered`].
@@ -125,6 +129,8 @@ pub enum Reply {
         /// Name to bind the unix socket to, when `errno` is 0.
         name: Option<Name>,
     },
+    /// To [`Request::Bind`] of a standby: the answer comes by the same way when the process is to serve, however long that takes.
+    Hold,
     /// To [`Request::Listen`].
     Registered {
         /// Why the address is no service; 0 when every ARMOR of the network knows it.

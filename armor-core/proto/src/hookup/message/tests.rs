@@ -21,8 +21,8 @@ fn every_request() -> Vec<Request> {
     let pid = u32::MAX;
     let name = name(Role::Server);
     vec![
-        Request::Bind { addr: endpoint("0.0.0.0:0"), service: None, pid, v6_only: false, reuse_port: true },
-        Request::Bind { addr: endpoint("[::]:80"), service: Some("web".into()), pid, v6_only: true, reuse_port: false },
+        Request::Bind { addr: endpoint("0.0.0.0:0"), service: None, pid, v6_only: false, reuse_port: true, instance: 0 },
+        Request::Bind { addr: endpoint("[::]:80"), service: Some("web".into()), pid, v6_only: true, reuse_port: false, instance: u64::MAX },
         Request::Listen { listener: 7, backlog: -1, pid },
         Request::Withdraw { listener: u64::MAX },
         Request::Connect { addr: endpoint("127.0.0.1:80"), nonblocking: true, descriptor: 7, pid },
@@ -40,6 +40,7 @@ fn every_reply() -> Vec<Reply> {
     vec![
         Reply::Bound { errno: 0, listener: 7, name: Some(Name::listener(7, endpoint("0.0.0.0:8080"))) },
         Reply::Bound { errno: 98, listener: 0, name: None },
+        Reply::Hold,
         Reply::Registered { errno: 105 },
         Reply::Connected { errno: 0, pending: true, name: Some(name(Role::Client)) },
         Reply::Connected { errno: 111, pending: false, name: None },
@@ -122,4 +123,16 @@ proptest! {
         datagram[index] = value;
         let _ = Request::decode(&datagram);
     }
+}
+
+#[test]
+fn a_bind_of_a_shim_that_knows_of_no_instances_is_understood() {
+    // What a shim sent before there were instances: one value less in the array.
+    let asked =
+        Request::Bind { addr: endpoint("0.0.0.0:80"), service: Some("web".into()), pid: 7, v6_only: false, reuse_port: false, instance: 0 };
+    let mut datagram = asked.encode().unwrap();
+    let array = datagram.iter().position(|byte| *byte == 0x96).unwrap();
+    datagram[array] = 0x95;
+    assert_eq!(datagram.pop(), Some(0));
+    assert_eq!(Request::decode(&datagram).unwrap(), asked);
 }
