@@ -3,15 +3,17 @@
 //! Purpose: reserves what applications bind, registers the servers that listen, connects clients to their listeners, and puts
 //! connections back when a server's process fails: its address is recognised, the clients replay their connect requests, the
 //! stream goes on (thesis §4.5.1).
-//! Subscribes: `MSG_APP_STARTED`, `MSG_APP_FAILED`, `MSG_APP_SERVER_REGISTERED`, `MSG_APPCOMM_SERVER_CONNECT_REQUEST`,
+//! Subscribes: `MSG_APP_STARTED`, `MSG_APP_FAILED`, `MSG_APP_STANDBY_STARTED`, `MSG_APP_STANDBY_ENDED`,
+//! `MSG_APP_SERVER_REGISTERED`, `MSG_APPCOMM_SERVER_CONNECT_REQUEST`,
 //! `MSG_APPCOMM_DATA`, `MSG_APPCOMM_ACK`, `MSG_APPCOMM_RESET`, `MSG_STATE_MEMORY`.
 //! Emits: `MSG_APP_REGISTER_SERVER`, `MSG_APP_UNREGISTER_SERVER`, `MSG_APPCOMM_REPLAY_CONNECT`, `MSG_APPCOMM_CONNECT_REPLY`,
-//! `MSG_APPCOMM_REPLAY`, `MSG_APPCOMM_DATA`, `MSG_APPCOMM_ACK`, `MSG_APPCOMM_RESET`.
+//! `MSG_APPCOMM_REPLAY`, `MSG_APPCOMM_DATA`, `MSG_APPCOMM_ACK`, `MSG_APPCOMM_RESET`, `MSG_APP_STANDBY_HELD`, `MSG_APP_FLOWS`.
 //! Configuration: `allowed_uids`, `window_bytes`, `fate_ms` (how long an unannounced end of a stream waits for the process's fate),
 //! `max_connections`.
 //!
 //! What applications bind is in `services`, the ends of connections in `connections`, how they come to a process in `dialling`, the
-//! failures of processes in `failures`, what an absent or forgetful FTM means for servers in `ftm`, how recoveries went in `timelines`, and `readiness` tells when a server that listens may be
+//! failures of processes in `failures`, what waits for them in `standbys`, what an absent or forgetful FTM means for servers in `ftm`,
+//! how recoveries went in `timelines`, and `readiness` tells when a server that listens may be
 //! connected to.
 
 #[cfg(test)]
@@ -31,6 +33,8 @@ mod readiness;
 mod restored;
 #[path = "app_comm_server/services.rs"]
 mod services;
+#[path = "app_comm_server/standbys.rs"]
+mod standbys;
 #[path = "app_comm_server/timelines.rs"]
 mod timelines;
 
@@ -49,12 +53,13 @@ use serde::Deserialize;
 
 use crate::endpoints::{Asked, Crowd, Handed, HookupListener, Keeping, LISTED, Proxy, Remembered, descriptors, get_option_for, how_ended, set_option_for};
 use crate::operations::{
-    AppRegisterServer, AppUnregisterServer, AppcommAck, AppcommConnectReply, AppcommData, AppcommReplay, AppcommReplayConnect, AppcommReset,
+    AppFlows, AppRegisterServer, AppStandbyHeld, AppUnregisterServer, AppcommAck, AppcommConnectReply, AppcommData, AppcommReplay, AppcommReplayConnect, AppcommReset,
     ApplicationSpec,
 };
 use connections::{Announced, Server};
 use readiness::Readiness;
 use services::{Registration, Service};
+use standbys::Standby;
 use timelines::Timelines;
 
 /// Configuration.
@@ -80,6 +85,10 @@ struct Application {
     pid: u32,
     alive: bool,
     readiness: Readiness,
+    /// Which instance it is; 0 when nobody has said.
+    instance: u64,
+    /// Somebody looks when it flows.
+    looked_at: bool,
 }
 
 /// The element.
@@ -88,6 +97,8 @@ pub struct AppCommServer {
     socket: std::path::PathBuf,
     applications: BTreeMap<String, Application>,
     services: BTreeMap<Endpoint, Service>,
+    /// By instance. A new life of this ARMOR is told of them again.
+    standbys: BTreeMap<u64, Standby>,
     registrations: HashMap<u64, Registration>,
     /// Processes without supervision that have bound something.
     watched: HashSet<u32>,
@@ -123,6 +134,7 @@ impl Element for AppCommServer {
             socket: setup.run_dir.join(SERVER_SOCKET),
             applications: BTreeMap::new(),
             services: BTreeMap::new(),
+            standbys: BTreeMap::new(),
             registrations: HashMap::new(),
             watched: HashSet::new(),
             unsupervised: Vec::new(),
@@ -143,6 +155,8 @@ impl Element for AppCommServer {
         operations
             .on(Self::application_started)
             .on(Self::application_failed)
+            .on(Self::standby_started)
+            .on(Self::standby_ended)
             .on(Self::registered)
             .on(Self::memory)
             .on(Self::connect_request)
@@ -151,6 +165,8 @@ impl Element for AppCommServer {
             .on(Self::reset)
             .emits::<AppRegisterServer>()
             .emits::<AppUnregisterServer>()
+            .emits::<AppStandbyHeld>()
+            .emits::<AppFlows>()
             .emits::<AppcommReplayConnect>()
             .emits::<AppcommConnectReply>()
             .emits::<AppcommReplay>()

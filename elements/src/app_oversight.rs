@@ -2,13 +2,17 @@
 //!
 //! Purpose: one supervised process group per application, watched by pidfd, restarted at once when it fails, with a limit
 //! and a growing pause when it fails young. Lives in the daemon or in an Execution ARMOR (thesis §6.3).
-//! Subscribes: `MSG_APP_LAUNCH`, `MSG_APP_STOP`. Emits: `MSG_APP_LAUNCHED`, `MSG_APP_STOPPED`, `MSG_APP_STARTED`, `MSG_APP_FAILED`.
+//! Subscribes: `MSG_APP_LAUNCH`, `MSG_APP_STOP`, `MSG_APP_STANDBY_HELD`, `MSG_APP_FLOWS`. Emits: `MSG_APP_LAUNCHED`, `MSG_APP_STOPPED`,
+//! `MSG_APP_STARTED`, `MSG_APP_FAILED`, `MSG_APP_STANDBY_STARTED`, `MSG_APP_STANDBY_ENDED`.
 //! Configuration: `stop_grace_ms` (between SIGTERM and SIGKILL), `max_log_bytes` (an application's log is begun anew at a restart beyond it).
+//! What waits for a failure is in `standby`.
 //!
 //! Invariants: APP_COMM_SERVER, in the same thread, is told of a life before its process can say anything; never two lives of an application at once: its whole process group is killed before the next one starts.
 
 #[path = "app_oversight/restored.rs"]
 mod restored;
+#[path = "app_oversight/standby.rs"]
+mod standby;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
@@ -18,14 +22,17 @@ use std::time::{Duration, Instant};
 use armor_core::context::Context;
 use armor_core::element::{Element, Operations, Setup};
 use armor_core::events::{Event, now_ms};
-use armor_proto::hookup::{ENV_RUN_DIR, ENV_SERVICE, ENV_SHIM_PATH};
+use armor_proto::hookup::{ENV_INSTANCE, ENV_RUN_DIR, ENV_SERVICE, ENV_SHIM_PATH};
 use armor_proto::ids::{ArmorId, Incarnation};
 use rustix::process::{Pid, Signal, kill_process_group};
 use armor_vault::{ENV_VAULT, Exited};
 use serde::Deserialize;
 
 use crate::endpoints::{Keeping, descriptors};
-use crate::operations::{AppFailed, AppLaunch, AppLaunched, AppStarted, AppStop, AppStopped, ApplicationSpec, ApplicationState};
+use crate::operations::{
+    AppFailed, AppLaunch, AppLaunched, AppStandbyEnded, AppStandbyStarted, AppStarted, AppStop, AppStopped, ApplicationSpec, ApplicationState,
+};
+use standby::{Instance, Standbys};
 
 /// Most applications per ARMOR; one more is refused.
 const MAX_APPLICATIONS: usize = 1024;
@@ -54,6 +61,8 @@ struct Application {
     pid: u32,
     /// When that process was started, to tell it from a later one with the same number.
     born: u64,
+    /// Tells it and its children from those of other lives and from standbys.
+    instance: u64,
     incarnation: Incarnation,
     started: Instant,
     failures: VecDeque<Instant>,
@@ -61,6 +70,7 @@ struct Application {
     pause: Duration,
     stopping: Option<ArmorId>,
     number: u64,
+    standbys: Standbys,
 }
 
 /// The element.
@@ -69,6 +79,9 @@ pub struct AppOversight {
     run_dir: PathBuf,
     applications: BTreeMap<String, Application>,
     next_number: u64,
+    next_instance: u64,
+    /// Standbys that are being ended.
+    leaving: Vec<Instance>,
     /// This ARMOR is being shut down: nothing is started any more.
     ending: bool,
     keeping: Keeping,
@@ -91,17 +104,23 @@ impl Element for AppOversight {
     fn new(config: Config, setup: &Setup) -> Result<Self, String> {
         let (keeping, handed) = Keeping::open(setup, Self::NAME)?;
         let (run_dir, applications, exits) = (setup.run_dir.clone(), BTreeMap::new(), handed.exited.into());
-        Ok(AppOversight { config, run_dir, applications, next_number: 1, ending: false, keeping, exits })
+        // No life of this ARMOR uses a number again.
+        let next_instance = now_ms() << 16;
+        Ok(AppOversight { config, run_dir, applications, next_number: 1, next_instance, leaving: Vec::new(), ending: false, keeping, exits })
     }
 
     fn operations(operations: &mut Operations<Self>) {
         operations
             .on(Self::launch)
             .on(Self::stop_application)
+            .on(Self::standby_held)
+            .on(Self::application_flows)
             .emits::<AppLaunched>()
             .emits::<AppStopped>()
             .emits::<AppStarted>()
-            .emits::<AppFailed>();
+            .emits::<AppFailed>()
+            .emits::<AppStandbyStarted>()
+            .emits::<AppStandbyEnded>();
     }
 
     fn start(&mut self, context: &mut Context<'_>) -> Result<(), String> {
@@ -141,7 +160,7 @@ impl Element for AppOversight {
             .map(|app| {
                 serde_json::json!({
                     "name": app.spec.name, "state": app.state, "pid": app.pid, "restarts": app.restarts,
-                    "incarnation": app.incarnation.0, "log": self.log(&app.spec.name), "command": app.spec.command,
+                    "incarnation": app.incarnation.0, "log": self.log(&app.spec.name), "command": app.spec.command, "standbys": app.standbys.status(app.spec.standby),
                 })
             })
             .collect();
@@ -151,16 +170,19 @@ impl Element for AppOversight {
     fn stop(&mut self, _: &mut Context<'_>) {
         self.ending = true;
         self.keeping.ended();
-        for application in self.applications.values().filter(|app| app.state == ApplicationState::Running) {
-            kill_group(application.pid, Signal::TERM);
+        let running = self.applications.values().filter(|app| app.state == ApplicationState::Running).map(|app| app.pid);
+        let standbys = self.applications.values().flat_map(|app| app.standbys.pids());
+        let groups: Vec<u32> = running.chain(standbys).chain(self.leaving.iter().map(|instance| instance.pid)).collect();
+        for &group in &groups {
+            kill_group(group, Signal::TERM);
         }
         let patience = Instant::now() + Duration::from_millis(self.config.stop_grace_ms);
-        for application in self.applications.values().filter(|app| app.state == ApplicationState::Running) {
-            while group_exists(application.pid) && Instant::now() < patience {
-                reap(application.pid);
+        for group in groups {
+            while group_exists(group) && Instant::now() < patience {
+                reap(group);
                 std::thread::sleep(Duration::from_millis(5));
             }
-            kill_group(application.pid, Signal::KILL);
+            kill_group(group, Signal::KILL);
         }
     }
 }
@@ -198,6 +220,7 @@ impl AppOversight {
             state: ApplicationState::Restarting,
             pid: 0,
             born: 0,
+            instance: 0,
             incarnation,
             started: Instant::now(),
             failures: VecDeque::new(),
@@ -205,6 +228,7 @@ impl AppOversight {
             pause,
             stopping: None,
             number,
+            standbys: Standbys::default(),
         };
         self.applications.insert(name.clone(), application);
         match self.spawn(&name, context) {
@@ -221,6 +245,9 @@ impl AppOversight {
         if self.ending || self.applications.get(name).is_none_or(|app| app.state != ApplicationState::Restarting || app.stopping.is_some()) {
             return;
         }
+        if self.release_standby(name, context) {
+            return;
+        }
         if let Err(error) = self.spawn(name, context) {
             context.event(Event::new("application-not-started").with("service", name).with("reason", &error));
             self.failed(name, 0, &error, false, now_ms(), context);
@@ -229,15 +256,27 @@ impl AppOversight {
 
     fn spawn(&mut self, name: &str, context: &mut Context<'_>) -> Result<u32, String> {
         let log = self.log(name);
-        let Some(application) = self.applications.get_mut(name) else { return Err("no such application".to_owned()) };
-        let spec = &application.spec;
+        let Some(application) = self.applications.get(name) else { return Err("no such application".to_owned()) };
         if std::fs::metadata(&log).is_ok_and(|meta| meta.len() > self.config.max_log_bytes) {
             let _ = std::fs::rename(&log, log.with_extension("log.1"));
         }
+        let spec = application.spec.clone();
+        let process = self.start_process(&spec, context)?;
+        let pid = process.pid;
+        self.lives(name, &process, context);
+        Ok(pid)
+    }
+
+    /// Starts a process of an application, and watches it. What it is to the application is the caller's to say, in the same turn.
+    fn start_process(&mut self, spec: &ApplicationSpec, context: &mut Context<'_>) -> Result<Instance, String> {
+        let log = self.log(&spec.name);
         let output = std::fs::OpenOptions::new().create(true).append(true).open(&log).map_err(|error| format!("log file {}: {error}", log.display()))?;
         let errors = output.try_clone().map_err(|error| format!("log file {}: {error}", log.display()))?;
+        self.next_instance += 1;
+        let instance = self.next_instance;
         let mut command = tokio::process::Command::new(&spec.command[0]);
-        command.args(&spec.command[1..]).envs(&spec.environment).env(ENV_RUN_DIR, &self.run_dir).env(ENV_SERVICE, name).env_remove(ENV_VAULT);
+        command.args(&spec.command[1..]).envs(&spec.environment).env(ENV_RUN_DIR, &self.run_dir).env(ENV_SERVICE, &spec.name).env_remove(ENV_VAULT);
+        command.env(ENV_INSTANCE, instance.to_string());
         if let Ok(shim) = std::env::var(ENV_SHIM_PATH) {
             let preload = std::env::var("LD_PRELOAD").ok().filter(|other| !other.is_empty() && *other != shim);
             command.env("LD_PRELOAD", preload.map_or_else(|| shim.clone(), |other| format!("{other}:{shim}")));
@@ -249,20 +288,14 @@ impl AppOversight {
         descriptors::with_usual_limit(&mut command);
         let mut child = command.spawn().map_err(|error| format!("cannot start {:?}: {error}", spec.command[0]))?;
         let pid = child.id().unwrap_or(0);
-        application.pid = pid;
-        application.born = restored::born_at(pid).unwrap_or(0);
-        context.state_changed();
-        application.incarnation = Incarnation(application.incarnation.0 + 1);
-        application.started = Instant::now();
-        application.state = ApplicationState::Running;
-        let incarnation = application.incarnation;
-        context.event(Event::new("application-started").with("service", name).with("pid", pid).with("incarnation", incarnation.0));
-        context.send_to(context.armor(), AppStarted { spec: application.spec.clone(), pid, incarnation, started_at_ms: now_ms() });
         let handle = context.handle::<Self>();
-        let name = name.to_owned();
+        let name = spec.name.clone();
         context.spawn(async move {
             let status = child.wait().await;
             handle.call(|element, context| {
+                if element.standby_ended(&name, pid, status.as_ref().ok(), context) {
+                    return;
+                }
                 let (how, orderly) = match status {
                     Ok(status) => (status.to_string(), status.success()),
                     Err(error) => (error.to_string(), false),
@@ -270,7 +303,20 @@ impl AppOversight {
                 element.ended(&name, pid, &how, orderly, context);
             });
         });
-        Ok(pid)
+        Ok(Instance::new(instance, pid))
+    }
+
+    /// A process is the application's next life.
+    fn lives(&mut self, name: &str, process: &Instance, context: &mut Context<'_>) {
+        let Some(application) = self.applications.get_mut(name) else { return };
+        (application.pid, application.born, application.instance) = (process.pid, process.born, process.number);
+        context.state_changed();
+        application.incarnation = Incarnation(application.incarnation.0 + 1);
+        application.started = Instant::now();
+        application.state = ApplicationState::Running;
+        let (pid, incarnation) = (application.pid, application.incarnation);
+        context.event(Event::new("application-started").with("service", name).with("pid", pid).with("incarnation", incarnation.0));
+        context.send_to(context.armor(), application.started_now());
     }
 
     fn ended(&mut self, name: &str, pid: u32, how: &str, orderly: bool, context: &mut Context<'_>) {
@@ -283,6 +329,7 @@ impl AppOversight {
         let Some(application) = self.applications.get_mut(name).filter(|app| app.pid == pid || pid == 0) else { return };
         context.state_changed();
         let now = Instant::now();
+        application.standbys.application_failed();
         let window = Duration::from_secs(application.spec.restart_window_s);
         let stopping = application.stopping.take();
         let mut restarting = false;
@@ -330,6 +377,8 @@ impl AppOversight {
             } else {
                 context.timer(pause, application.number << 1 | RESTART);
             }
+        } else {
+            self.end_standbys(name, context);
         }
     }
 
@@ -341,11 +390,13 @@ impl AppOversight {
                 application.stopping = Some(asker);
                 kill_group(application.pid, Signal::TERM);
                 context.timer(Duration::from_millis(self.config.stop_grace_ms), application.number << 1 | KILL);
+                self.end_standbys(&name, context);
             }
             Some(application) if application.state == ApplicationState::Restarting => {
                 application.state = ApplicationState::Ended;
                 context.state_changed();
                 let (pid, incarnation) = (application.pid, application.incarnation);
+                self.end_standbys(&name, context);
                 let how = "stopped".to_owned();
                 let ended = AppFailed { name: name.clone(), pid, incarnation, how, orderly: true, restarting: false, failed_at_ms: now_ms() };
                 context.send_to(context.armor(), ended);

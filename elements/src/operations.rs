@@ -2,6 +2,7 @@
 
 mod application;
 mod ready;
+mod standby;
 
 use std::collections::BTreeMap;
 
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 pub use application::{ApplicationSpec, ApplicationState, OnDivergence, Policy};
 pub use ready::{ReadyQuestion, SpokenBytes};
+pub use standby::StandbyCount;
 
 /// One row of the server table, as daemons see it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -78,10 +80,18 @@ armor_proto::operations! { ELEMENT_OPERATIONS;
     0x0132 MSG_APP_STOP => pub struct AppStop { name: String }
     /// It is stopped, or why not. Goes to the asker.
     0x0133 MSG_APP_STOPPED => pub struct AppStopped { name: String, error: String }
-    /// A supervised application's process has started. Inside the overseer's ARMOR.
-    0x0134 MSG_APP_STARTED => pub struct AppStarted { spec: ApplicationSpec, pid: u32, incarnation: Incarnation, started_at_ms: u64 }
+    /// A supervised application's process has started, or a standby of it serves from now on. Inside the overseer's ARMOR.
+    0x0134 MSG_APP_STARTED => pub struct AppStarted { spec: ApplicationSpec, pid: u32, incarnation: Incarnation, started_at_ms: u64, instance: u64 }
     /// A supervised application's process has ended. Inside the overseer's ARMOR. `restarting` says whether it comes back.
     0x0135 MSG_APP_FAILED => pub struct AppFailed { name: String, pid: u32, incarnation: Incarnation, how: String, orderly: bool, restarting: bool, failed_at_ms: u64 }
+    /// A standby of a supervised application has started: its first bind is to be held. Inside the overseer's ARMOR.
+    0x013c MSG_APP_STANDBY_STARTED => pub struct AppStandbyStarted { name: String, instance: u64 }
+    /// A standby has come to its bind. Inside the overseer's ARMOR.
+    0x013d MSG_APP_STANDBY_HELD => pub struct AppStandbyHeld { name: String, instance: u64 }
+    /// A standby's process has ended. Inside the overseer's ARMOR.
+    0x013e MSG_APP_STANDBY_ENDED => pub struct AppStandbyEnded { name: String, instance: u64 }
+    /// An application that is to have standbys serves, and all its connections flow. Inside the overseer's ARMOR.
+    0x013f MSG_APP_FLOWS => pub struct AppFlows { name: String, incarnation: Incarnation }
     /// What the FTM remembers by: a number that is drawn when it may have lost something that it was told. Whoever has told it something under
     /// another number tells it again. To each daemon that registers, and on to the ARMORs of its node.
     0x0150 MSG_STATE_MEMORY => pub struct StateMemory { memory: u64 }

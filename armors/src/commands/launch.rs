@@ -1,5 +1,7 @@
 //! `armor launch`: a protected and supervised server, in the background.
 
+mod standby;
+
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -56,6 +58,8 @@ pub(crate) struct Launch {
     /// How long it may take to answer [default: 1]
     #[arg(long, value_name = "SECONDS", value_parser = seconds, requires = "ready_expect")]
     ready_timeout: Option<Duration>,
+    #[command(flatten)]
+    standby: standby::StandbyOptions,
     /// Node to launch on [default: the only one, or node1]
     #[arg(long, value_name = "NAME")]
     node: Option<String>,
@@ -158,10 +162,15 @@ impl Launch {
         let log = watch.log.map_or_else(|| "unknown".to_owned(), |log| log.display().to_string());
         let addresses = if seen.addresses.is_empty() { String::new() } else { format!(", serves {}", seen.addresses.join(", ")) };
         output::print(&format!("{name}: launched on {}, pid {}{addresses}\nlog: {log}\n", daemon.name, launched.pid))?;
+        let patience = self.wait.as_secs_f64();
         if self.wait.is_zero() || seen.serves() {
+            let (all, warning) = if self.wait.is_zero() { (None, None) } else { seen.standbys.told(&name, patience) };
+            output::print(&all.unwrap_or_default())?;
+            if let Some(warning) = warning {
+                eprintln!("armor: {warning}");
+            }
             return Ok(ExitCode::SUCCESS);
         }
-        let patience = self.wait.as_secs_f64();
         match seen.unready {
             Some(heard) if !seen.addresses.is_empty() => eprintln!(
                 "armor: {name} listens but is not ready after {patience} s: {heard}. It goes on running. Look at its log, or \
@@ -222,6 +231,7 @@ impl Launch {
         if let Some(settled) = self.settled {
             spec.settled_ms = Some(u32::try_from(settled.as_millis()).unwrap_or(u32::MAX));
         }
+        self.standby.apply(&mut spec);
         spec.check().map_err(|(_, reason)| anyhow!("{}: {reason}", spec.name))?;
         Ok(spec)
     }
@@ -265,6 +275,7 @@ struct Seen {
     addresses: Vec<String>,
     /// Why it is not ready, while it is not.
     unready: Option<String>,
+    standbys: standby::Seen,
 }
 
 impl Seen {
@@ -274,7 +285,7 @@ impl Seen {
 }
 
 impl Watch<'_> {
-    /// Looks until it serves, or patience is over.
+    /// Looks until it serves and its standbys wait, or patience is over.
     ///
     /// # Errors
     /// When it has ended.
@@ -282,7 +293,7 @@ impl Watch<'_> {
         let deadline = Instant::now() + patience;
         loop {
             let seen = self.look()?;
-            if seen.serves() || Instant::now() > deadline {
+            if seen.serves() && seen.standbys.settled() || Instant::now() > deadline {
                 return Ok(seen);
             }
             std::thread::sleep(Duration::from_millis(50));
@@ -300,7 +311,9 @@ impl Watch<'_> {
         let readiness = overseer.map_or(&Value::Null, |status| &element(status, "APP_COMM_SERVER")["readiness"][self.name]);
         let unready = (readiness["ready"] != true).then(|| text(&readiness["heard"]));
         let applications = overseer.map_or(&[][..], |status| entries(&element(status, "app_oversight")["applications"]));
+        let mut standbys = standby::Seen::default();
         if let Some(row) = applications.iter().find(|row| row["name"] == self.name) {
+            standbys = standby::Seen::of(row);
             self.log = row["log"].as_str().map(PathBuf::from);
             let state = text(&row["state"]);
             if own.is_empty() && (state == "ended" || state == "given-up") {
@@ -313,7 +326,7 @@ impl Watch<'_> {
                 );
             }
         }
-        Ok(Seen { addresses: own, unready })
+        Ok(Seen { addresses: own, unready, standbys })
     }
 }
 

@@ -46,8 +46,12 @@ fn tables(survey: &Survey) -> String {
         ("Connections", connections(survey)),
         ("Recoveries", recoveries(survey)),
     ];
-    let shown: Vec<String> = sections
+    // Few applications have standbys.
+    let standbys = Some(("Standbys", standbys(survey))).filter(|(_, table)| !table.render().is_empty());
+    let shown: Vec<String> = sections[..3]
         .iter()
+        .chain(&standbys)
+        .chain(&sections[3..])
         .map(|(title, table)| (title, table.render()))
         .map(|(title, table)| if table.is_empty() { format!("{title}: none\n") } else { format!("{title}\n{}", indent(&table)) })
         .collect();
@@ -95,6 +99,16 @@ fn applications(survey: &Survey) -> Table {
         };
         let [name, state, pid, restarts, incarnation] = ["name", "state", "pid", "restarts", "incarnation"].map(|key| text(&row[key]));
         table.row([name, found.name.clone(), state, pid, restarts, incarnation, command]);
+    }
+    table
+}
+
+fn standbys(survey: &Survey) -> Table {
+    let mut table = Table::new(&["APPLICATION", "ARMOR", "STATE", "PID"]);
+    for (found, row) in rows(survey, "app_oversight", "applications") {
+        for instance in entries(&row["standbys"]["instances"]) {
+            table.row([text(&row["name"]), found.name.clone(), text(&instance["state"]), text(&instance["pid"])]);
+        }
     }
     table
 }
@@ -171,7 +185,8 @@ mod tests {
             "APP_SERVER_DB": { "state": { "servers": [{ "address": "127.0.0.1:8080", "service": "web", "armor": ArmorId::of_name("node1").to_string(), "incarnation": 2 }] } },
         } });
         let node = json!({ "kind": "daemon", "pid": 8, "elements": {
-            "app_oversight": { "state": { "applications": [{ "name": "web", "state": "running", "pid": 9, "restarts": 1, "command": ["a", "b"] }] } },
+            "app_oversight": { "state": { "applications": [{ "name": "web", "state": "running", "pid": 9, "restarts": 1, "command": ["a", "b"],
+                "standbys": { "wanted": 1, "instances": [{ "pid": 10, "state": "waiting" }] } }] } },
             "APP_COMM_SERVER": { "state": {
                 "connections": [{ "id": "1", "address": "127.0.0.1:8080", "state": "flowing", "sent": 10 }], "not_listed": 3,
                 "recoveries": [{ "service": "web", "at_ms": 0, "flowing_ms": 19, "replayed_ms": 18, "reconnected_ms": 17, "ready_ms": 16,
@@ -188,6 +203,7 @@ mod tests {
             "  node1  127.0.0.1:5  yes\n",
             "node1/db  -       -    ",
             "  web          node1  running  9    1         -            a b\n",
+            "  web          node1  waiting  10\n",
             "  web      127.0.0.1:8080  node1  -       2            -\n",
             "  1           server  node1  web      127.0.0.1:8080  -     flowing  10    -\n",
             "  3 more      server  node1  -        -               -     -        -     -\n",
@@ -200,6 +216,6 @@ mod tests {
     #[test]
     fn an_environment_without_anything_is_shown_as_empty() {
         let text = tables(&Survey { armors: vec![Found { name: "ftm".to_owned(), armor: ArmorId::FTM, status: None }] });
-        assert!(text.contains("Connections: none\n"), "{text}");
+        assert!(text.contains("Connections: none\n") && !text.contains("Standbys"), "{text}");
     }
 }

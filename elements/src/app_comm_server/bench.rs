@@ -117,8 +117,13 @@ impl Bench {
     }
 
     pub(super) fn started(&mut self, spec: &ApplicationSpec, incarnation: u32) {
-        let started_at_ms = armor_core::events::now_ms();
-        let started = AppStarted { spec: spec.clone(), pid: std::process::id(), incarnation: Incarnation(incarnation), started_at_ms };
+        self.started_as(spec, incarnation, 0);
+    }
+
+    /// A life of an application that is this one of its instances.
+    pub(super) fn started_as(&mut self, spec: &ApplicationSpec, incarnation: u32, instance: u64) {
+        let (pid, started_at_ms) = (std::process::id(), armor_core::events::now_ms());
+        let started = AppStarted { spec: spec.clone(), pid, incarnation: Incarnation(incarnation), started_at_ms, instance };
         self.call(|element, context| element.application_started(&started, context));
     }
 
@@ -163,7 +168,7 @@ impl Bench {
     }
 
     /// A shim asks; what reads the answer.
-    fn ask(&mut self, request: Request, socket: Option<OwnedFd>) -> OwnedFd {
+    pub(super) fn ask(&mut self, request: Request, socket: Option<OwnedFd>) -> OwnedFd {
         let (reply, asker) = ReplyTo::pair();
         self.call(|element, context| element.asked(Asked { request, socket, pid: 1, reply }, context));
         asker
@@ -329,7 +334,7 @@ impl Bench {
 }
 
 /// What a shim hears.
-fn answer(asker: &OwnedFd) -> Reply {
+pub(super) fn answer(asker: &OwnedFd) -> Reply {
     let mut bytes = [0; 4096];
     let length = rustix::io::read(asker, &mut bytes).unwrap();
     Reply::decode(&bytes[..length]).unwrap()

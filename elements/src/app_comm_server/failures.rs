@@ -34,9 +34,28 @@ impl AppCommServer {
     pub(super) fn application_started(&mut self, started: &AppStarted, context: &mut Context<'_>) {
         context.state_changed();
         let (spec, incarnation) = (Rc::new(started.spec.clone()), started.incarnation);
+        if let Some(known) = self.applications.get(&spec.name).filter(|known| known.alive && known.instance != 0) {
+            if known.instance == started.instance {
+                // Told again in a new life of the ARMOR.
+                return self.release(started.instance, context);
+            }
+            // The ARMOR died before it was told of this.
+            let failed = AppFailed {
+                name: spec.name.clone(),
+                pid: known.pid,
+                incarnation: known.incarnation,
+                how: "ended while its ARMOR was away".to_owned(),
+                orderly: false,
+                restarting: true,
+                failed_at_ms: started.started_at_ms,
+            };
+            self.application_failed(&failed, context);
+        }
         self.timelines.reached_at(&spec.name, Step::Restarted, started.started_at_ms);
         let (name, readiness) = (spec.name.clone(), Readiness::of(&spec));
-        self.applications.insert(name, Application { spec, incarnation, pid: started.pid, alive: true, readiness });
+        let (pid, instance) = (started.pid, started.instance);
+        self.applications.insert(name, Application { spec, incarnation, pid, alive: true, readiness, instance, looked_at: false });
+        self.release(instance, context);
     }
 
     pub(super) fn application_failed(&mut self, failed: &AppFailed, context: &mut Context<'_>) {

@@ -110,10 +110,12 @@ impl AppCommServer {
             Some(Readiness::Asked(_)) => {}
             Some(Readiness::Ready) | None => {
                 self.timelines.reached(&service.name, Step::Ready);
+                let name = service.name.clone();
                 if let Some(service) = self.services.get_mut(&address) {
                     service.recovering = false;
                 }
                 self.dial_waiting(address, context);
+                self.tell_when_it_flows(&name, context);
             }
         }
     }

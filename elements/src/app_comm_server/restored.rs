@@ -99,6 +99,8 @@ struct CapturedApplication {
     pid: u32,
     alive: bool,
     ready: bool,
+    #[serde(default)]
+    instance: u64,
 }
 
 impl AppCommServer {
@@ -122,6 +124,7 @@ impl AppCommServer {
             pid: application.pid,
             alive: application.alive,
             ready: matches!(application.readiness, Readiness::Ready),
+            instance: application.instance,
         });
         rmp_serde::to_vec(&Captured { services: services.collect(), applications: applications.collect(), watched: self.watched.iter().copied().collect() }).ok()
     }
@@ -129,9 +132,9 @@ impl AppCommServer {
     /// Takes back what was captured. The holders come from the vault: a service without one has lost its port.
     pub(super) fn take_back(&mut self, state: &[u8]) -> Result<(), String> {
         let captured: Captured = rmp_serde::from_slice(state).map_err(|error| error.to_string())?;
-        for CapturedApplication { spec, incarnation, pid, alive, ready } in captured.applications {
+        for CapturedApplication { spec, incarnation, pid, alive, ready, instance } in captured.applications {
             let readiness = if ready || spec.ready.is_none() { Readiness::Ready } else { Readiness::Unasked };
-            self.applications.insert(spec.name.clone(), Application { spec: Rc::new(spec), incarnation, pid, alive, readiness });
+            self.applications.insert(spec.name.clone(), Application { spec: Rc::new(spec), incarnation, pid, alive, readiness, instance, looked_at: false });
         }
         // Watched from `take_up` on, once their services are back.
         self.unsupervised = captured.watched;

@@ -143,6 +143,7 @@ impl AppCommServer {
 
     /// `bind(2)`: the address is the application's, whatever it will do with it.
     pub(super) fn bind(&mut self, asked: Asked, context: &mut Context<'_>) {
+        let Some(asked) = self.unless_held(asked, context) else { return };
         let Request::Bind { addr, service, reuse_port, .. } = asked.request else { return };
         let Some(socket) = asked.socket else {
             return asked.reply.send(&Reply::Refused { reason: "a bind request carries the application's socket".to_owned() }, None);

@@ -9,12 +9,13 @@ use std::time::{Duration, Instant};
 
 use armor_core::context::Context;
 use armor_core::events::Event;
-use armor_proto::hookup::{ENV_RUN_DIR, ENV_SERVICE};
+use armor_proto::hookup::{ENV_INSTANCE, ENV_RUN_DIR, ENV_SERVICE};
 use armor_proto::ids::Incarnation;
 use armor_vault::Exited;
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
+use super::standby::{Instance, Standbys};
 use super::{AppOversight, Application, kill_group, pid_of};
 use crate::endpoints::watch_process;
 use crate::operations::{ApplicationSpec, ApplicationState};
@@ -34,6 +35,18 @@ struct Captured {
     born: u64,
     incarnation: Incarnation,
     restarts: u64,
+    #[serde(default)]
+    instance: u64,
+    #[serde(default)]
+    standbys: Standbys,
+}
+
+/// What is captured of the element.
+#[derive(Serialize, Deserialize)]
+struct CapturedElement {
+    applications: Vec<Captured>,
+    /// Standbys that are being ended.
+    leaving: Vec<Instance>,
 }
 
 impl AppOversight {
@@ -48,19 +61,36 @@ impl AppOversight {
                 born: application.born,
                 incarnation: application.incarnation,
                 restarts: application.restarts,
+                instance: application.instance,
+                standbys: application.standbys.clone(),
             })
             .collect();
-        rmp_serde::to_vec(&captured).ok()
+        rmp_serde::to_vec(&CapturedElement { applications: captured, leaving: self.leaving.clone() }).ok()
     }
 
     pub(super) fn take_back(&mut self, state: &[u8]) -> Result<(), String> {
-        let captured: Vec<Captured> = rmp_serde::from_slice(state).map_err(|error| error.to_string())?;
-        for Captured { spec, state, pid, born, incarnation, restarts } in captured {
+        let captured: CapturedElement = rmp_serde::from_slice(state).map_err(|error| error.to_string())?;
+        self.leaving = captured.leaving;
+        for Captured { spec, state, pid, born, incarnation, restarts, instance, standbys } in captured.applications {
             let number = self.next_number;
             self.next_number += 1;
             let (name, pause) = (spec.name.clone(), Duration::from_millis(spec.backoff_ms));
             let (started, failures, stopping) = (Instant::now(), VecDeque::new(), None);
-            let taken = Application { spec, state, pid, born, incarnation, started, failures, restarts, pause, stopping, number };
+            let taken = Application {
+                spec,
+                state,
+                pid,
+                born,
+                instance,
+                incarnation,
+                started,
+                failures,
+                restarts,
+                pause,
+                stopping,
+                number,
+                standbys,
+            };
             self.applications.insert(name, taken);
         }
         Ok(())
@@ -68,6 +98,7 @@ impl AppOversight {
 
     /// Oversees what runs, and starts what was to be started.
     pub(super) fn take_up(&mut self, context: &mut Context<'_>) {
+        self.take_up_standbys(context);
         let known: Vec<_> = self.applications.values().map(|app| (app.spec.name.clone(), app.state, app.pid, app.born)).collect();
         for (name, state, pid, born) in known {
             match state {
@@ -79,11 +110,21 @@ impl AppOversight {
                 }
                 ApplicationState::Ended | ApplicationState::GivenUp => {}
             }
+            self.start_standby(&name, context);
         }
     }
 
     fn adopt(&mut self, name: &str, pid: u32, context: &mut Context<'_>) {
         context.event(Event::new("application-adopted").with("service", name).with("pid", pid));
+        if let Some(application) = self.applications.get(name) {
+            // It may have been started just before the death of the ARMOR, so that nobody heard of it.
+            context.send_to(context.armor(), application.started_now());
+        }
+        self.watch_orphan(name, pid, context);
+    }
+
+    /// Waits for the end of a process that is no child of this one.
+    pub(super) fn watch_orphan(&mut self, name: &str, pid: u32, context: &mut Context<'_>) {
         let (name, handle) = (name.to_owned(), context.handle::<Self>());
         context.spawn(async move {
             watch_process(pid).await;
@@ -105,7 +146,11 @@ impl AppOversight {
 
     fn orphan_ended(&mut self, name: &str, pid: u32, context: &mut Context<'_>) {
         let status = self.exits.iter().position(|exit| exit.pid == pid).and_then(|at| self.exits.remove(at)).map(|exit| exit.status);
-        let (how, orderly) = match status.map(ExitStatus::from_raw) {
+        let status = status.map(ExitStatus::from_raw);
+        if self.standby_ended(name, pid, status.as_ref(), context) {
+            return;
+        }
+        let (how, orderly) = match status {
             Some(status) => (status.to_string(), status.success()),
             None => ("ended, and nobody knows how".to_owned(), false),
         };
@@ -113,13 +158,16 @@ impl AppOversight {
     }
 
     /// A process that was started just before the death of the ARMOR, so that its number was never captured.
-    fn end_leftovers(&self, name: &str, context: &mut Context<'_>) {
+    pub(super) fn end_leftovers(&self, name: &str, context: &mut Context<'_>) {
+        let known = self.applications.get(name).map(Application::known_instances).unwrap_or_default();
+        let known: Vec<_> = known.iter().map(|instance| format!("{ENV_INSTANCE}={instance}").into_bytes()).collect();
         let own = |environment: &[u8]| {
             let has = |key: &str, value: &[u8]| {
                 let wanted = [key.as_bytes(), b"=", value].concat();
                 environment.split(|byte| *byte == 0).any(|entry| entry == wanted)
             };
-            has(ENV_SERVICE, name.as_bytes()) && has(ENV_RUN_DIR, self.run_dir.as_os_str().as_encoded_bytes())
+            let is_known = || environment.split(|byte| *byte == 0).any(|entry| known.iter().any(|known| known == entry));
+            has(ENV_SERVICE, name.as_bytes()) && !is_known() && has(ENV_RUN_DIR, self.run_dir.as_os_str().as_encoded_bytes())
         };
         for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
             let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::ReadyQuestion;
+use super::{ReadyQuestion, StandbyCount};
 
 /// How a service recovers its connections: where a new process takes them up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
@@ -76,6 +76,9 @@ pub struct ApplicationSpec {
     /// How it is asked whether it is ready; absent when it is ready as soon as it listens.
     #[serde(default)]
     pub ready: Option<ReadyQuestion>,
+    /// Further instances that are started ahead and wait inside their first `bind` for the failure of the running one.
+    #[serde(default)]
+    pub standby: StandbyCount,
 }
 
 impl ApplicationSpec {
@@ -91,6 +94,7 @@ impl ApplicationSpec {
         if let Some(Err((key, reason))) = self.ready.as_ref().map(ReadyQuestion::check) {
             return Err((format!("ready.{key}"), format!("ready.{key}: {reason}")));
         }
+        self.standby.check().map_err(|(key, reason)| (key.to_owned(), reason))?;
         let wrong = match (self.settled_ms, self.policy) {
             (Some(0), _) => "settled_ms is 0: no silence would be needed for an answer to be complete; leave it out, or take 1 or more",
             (Some(_), Policy::Stream | Policy::Reconnect) => {

@@ -207,6 +207,12 @@ impl ServerEnd {
         self.pending.is_some() && !self.session.is_over()
     }
 
+    /// A new process is still being told what a dead one was, or has not said again all that the client was given.
+    #[must_use]
+    pub fn catches_up(&self) -> bool {
+        self.session.has_app() && (self.replaying.is_some() || self.regeneration.is_some())
+    }
+
     /// Asks the client's end itself for a connect request, until it comes: for a connection whose process died while the
     /// service lives on.
     pub fn ask_replay(&mut self, now: Instant) {
