@@ -121,6 +121,17 @@ impl Record {
         Ok(self.take(got, tail_room, fresh, room))
     }
 
+    /// The last `count` bytes that were received are no part of the stream: those that come next follow the ones before. Nobody may look at
+    /// them any more, and a state has to be saved before the next call.
+    pub fn forget_last(&mut self, count: usize) {
+        self.received = self.received.saturating_sub(count as u64);
+        match &mut self.tail {
+            Some(tail) if tail.filled > count => tail.filled -= count,
+            // What is left of the stream in blocks before this one is followed by a block of its own.
+            _ => self.tail = None,
+        }
+    }
+
     fn take(&mut self, got: usize, tail_room: usize, fresh: Option<Block>, room: usize) -> Received {
         self.appetite = match (got == room, got <= Class::Small.size() / 2) {
             (true, _) => Class::Large,

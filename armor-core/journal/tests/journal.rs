@@ -241,3 +241,72 @@ fn rustix_memory() -> OwnedFd {
     rustix::fs::ftruncate(&memory, 100).unwrap();
     memory
 }
+
+#[test]
+fn what_is_forgotten_leaves_no_gap_in_what_follows() {
+    // Within a block, across blocks, and a whole block.
+    for (log, forgotten) in [(10, 5), (4_000, 200_000), (4_096, 9_000), (300_000, 1), (300_000, 150_000)] {
+        let journal = Journal::create(&Bounds { records: 1, small_blocks: 8, large_blocks: 6 }).unwrap();
+        let mut record = journal.begin(b"", b"").unwrap();
+        let (own, mut other) = pair();
+        let mut receive = |record: &mut Record, bytes: &[u8]| {
+            let mut pieces = Vec::new();
+            for part in bytes.chunks(20_000) {
+                other.write_all(part).unwrap();
+                let mut left = part.len();
+                while left > 0 {
+                    record.save(b"").unwrap();
+                    let received = record.receive(own.as_fd(), left).unwrap();
+                    left -= received.first.len() + received.second.len();
+                    pieces.extend([received.first, received.second]);
+                }
+            }
+            pieces
+        };
+        let before: Vec<u8> = (0..log).map(|at| (at % 251) as u8).collect();
+        let held = receive(&mut record, &before);
+        let mut left: usize = forgotten;
+        while left > 0 {
+            let some = left.min(7_000);
+            drop(receive(&mut record, &vec![b'x'; some]));
+            record.forget_last(some);
+            record.save(b"").unwrap();
+            left -= some;
+        }
+        let after = receive(&mut record, b"and what follows");
+        record.save(b"last").unwrap();
+        other.write_all(b"?").unwrap();
+        record.receive(own.as_fd(), 10).unwrap();
+        assert_eq!([held.concat(), after.concat()].concat(), [&before[..], b"and what follows"].concat());
+        let recovered = die(journal, vec![record]).records.remove(0);
+        assert!(recovered.log.concat() == [&before[..], b"and what follows"].concat(), "{log} bytes, {forgotten} forgotten");
+        assert!(matches!(&recovered.last, Some(LastCall::Received(new)) if text(new) == "?"));
+    }
+}
+
+#[test]
+fn a_call_that_is_to_be_forgotten_is_forgotten_after_a_death_too() {
+    let journal = Journal::create(&SMALL).unwrap();
+    let mut record = journal.begin(b"", b"").unwrap();
+    let (own, mut other) = pair();
+    other.write_all(b"log").unwrap();
+    let held = record.receive(own.as_fd(), 100).unwrap();
+    record.save(b"log").unwrap();
+    other.write_all(b"again").unwrap();
+    drop(record.receive(own.as_fd(), 100).unwrap());
+    let memory = memory(&journal);
+    std::mem::forget((held, record, journal));
+    let (journal, mut recovery) = Journal::open(memory).unwrap();
+    let mut recovered = recovery.records.remove(0);
+    assert!(matches!(recovered.last.take(), Some(LastCall::Received(new)) if text(&new) == "again"));
+    recovered.record.forget_last(5);
+    recovered.record.save(b"log").unwrap();
+    other.write_all(b" goes on").unwrap();
+    let more = recovered.record.receive(own.as_fd(), 100).unwrap();
+    recovered.record.save(b"on").unwrap();
+    assert_eq!(&more.first[..], b" goes on");
+    let held = std::mem::take(&mut recovered.log);
+    let recovered = die(journal, vec![recovered.record]).records.remove(0);
+    assert_eq!(text(&recovered.log), "log goes on");
+    drop(held);
+}
