@@ -124,8 +124,7 @@ impl Element for AppOversight {
     }
 
     fn start(&mut self, context: &mut Context<'_>) -> Result<(), String> {
-        // Orphans of an application become children of this process, so that they are seen to end.
-        rustix::process::set_child_subreaper(Some(rustix::process::getpid())).map_err(|error| format!("cannot become subreaper: {error}"))?;
+        // Orphans are left to the vault, which waits for them: here nobody would, and whoever looks whether a group has ended would see their zombies.
         let logs = self.run_dir.join("logs");
         std::fs::create_dir_all(&logs).map_err(|error| format!("{}: {error}", logs.display()))?;
         self.keeping.watch(context, Self::process_exited, |_| {});

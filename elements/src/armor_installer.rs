@@ -46,6 +46,8 @@ pub struct ArmorInstaller {
     installed: BTreeMap<String, Installed>,
     sequence: u64,
     beating: bool,
+    /// This ARMOR ends: nothing is started again.
+    ending: bool,
 }
 
 /// Keys in TOML.
@@ -136,7 +138,7 @@ impl Element for ArmorInstaller {
             None => std::env::current_exe().map_err(|error| format!("the own program cannot be found: {error}; set program"))?,
         };
         let run_dir = std::path::absolute(&setup.run_dir).map_err(|error| error.to_string())?;
-        Ok(ArmorInstaller { config, program, node: setup.name.clone(), run_dir, installed: BTreeMap::new(), sequence: 0, beating: false })
+        Ok(ArmorInstaller { config, program, node: setup.name.clone(), run_dir, installed: BTreeMap::new(), sequence: 0, beating: false, ending: false })
     }
 
     fn operations(operations: &mut Operations<Self>) {
@@ -197,6 +199,7 @@ impl Element for ArmorInstaller {
     }
 
     fn stop(&mut self, _: &mut Context<'_>) {
+        self.ending = true;
         let pids: Vec<u32> = self.installed.values().filter_map(|installed| installed.pid).collect();
         child::end_all(&pids, END_WITHIN);
     }
@@ -389,6 +392,9 @@ impl ArmorInstaller {
 impl ArmorInstaller {
     fn ended(&mut self, name: &str, life: u64, ended: &Ended, context: &mut Context<'_>) {
         let directory = self.directory(name);
+        if self.ending {
+            return;
+        }
         let Some(installed) = self.installed.get_mut(name).filter(|installed| installed.life == life) else { return };
         installed.pid = None;
         context.state_changed();
@@ -579,6 +585,17 @@ mod tests {
         assert_eq!(installer.installed["x"].state, State::GivenUp);
         installer.ended("x", 0, &ended, &mut context);
         assert_eq!(told(&effects).last(), Some(&"armor-given-up"));
+    }
+
+    #[test]
+    fn what_is_killed_while_the_daemon_ends_is_not_started_again() {
+        let (setup, mut installer, mut effects) = (setup(), with_running(), Vec::new());
+        // No process of this test's.
+        installer.installed.get_mut("x").expect("installed").pid = None;
+        installer.stop(&mut Context::detached(&setup, None, &mut effects));
+        let ended = Ended { orderly: false, how: "was killed by signal 9".into() };
+        installer.ended("x", 1, &ended, &mut Context::detached(&setup, None, &mut effects));
+        assert!(effects.is_empty() && installer.installed["x"].state == State::Running);
     }
 
     #[test]
