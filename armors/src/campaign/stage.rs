@@ -27,7 +27,7 @@ use super::network::Network;
 use super::relay::Relay;
 use super::talk::{FILE, FILE_BYTES, file};
 use crate::client::Client;
-use crate::ending::{Ending, Process};
+use crate::ending::Process;
 use crate::environment::{ArmorDirectory, Base, Place, fresh_directory};
 use crate::recovery::Recovery;
 use crate::survey::{element, entries};
@@ -65,6 +65,7 @@ pub(crate) struct Stage {
     nodes: Vec<&'static str>,
     /// Until they are waited for they would be zombies.
     children: Vec<Child>,
+    ended: bool,
     pub(crate) server: SocketAddr,
     seed: u64,
     next_event: u64,
@@ -96,7 +97,8 @@ impl Stage {
             Some(address) => SocketAddr::new(address.into(), SERVER_PORT),
             None => free_address()?,
         };
-        let mut stage = Stage { cell, program, base, network, relays, nodes, children: Vec::new(), server, seed, next_event: 0, read: 0 };
+        let mut stage =
+            Stage { cell, program, base, network, relays, nodes, children: Vec::new(), ended: false, server, seed, next_event: 0, read: 0 };
         stage.start_armors()?;
         Ok(stage)
     }
@@ -296,31 +298,12 @@ impl Stage {
     /// # Errors
     /// When there is nothing.
     pub(crate) fn kill_node(&self) -> anyhow::Result<()> {
-        let of_node = |node: &Path| -> Vec<Pid> {
-            let is_below = |text: &[u8]| {
-                let directory = node.as_os_str().as_encoded_bytes();
-                text.windows(directory.len() + 1).any(|part| part.starts_with(directory) && matches!(part[directory.len()], b'/' | 0))
-            };
-            let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-            let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-            let belongs = |pid: &i32| {
-                let read = |file: &str| std::fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
-                is_below(&read("cmdline"))
-                    || read("environ").split(|&byte| byte == 0).any(|variable| {
-                        variable
-                            .strip_prefix(ENV_RUN_DIR.as_bytes())
-                            .and_then(|rest| rest.strip_prefix(b"="))
-                            .is_some_and(|dir| is_below(&[dir, &[0]].concat()))
-                    })
-            };
-            pids.filter(belongs).filter_map(Pid::from_raw).filter(|&pid| pid != rustix::process::getpid()).collect()
-        };
         let directory = self.base.armor(SERVER_NODE);
         let node = directory.path();
         // The vault and the daemon first: what they start is stopped in the second round.
         let mut stopped = Vec::new();
         for _ in 0..2 {
-            for pid in of_node(node) {
+            for pid in processes_below(node) {
                 let _ = kill_process(pid, Signal::STOP);
                 stopped.push(pid);
             }
@@ -416,8 +399,9 @@ impl Look {
     }
 }
 
-impl Drop for Stage {
-    fn drop(&mut self) {
+impl Stage {
+    /// Ends everything; what `armor down` has left running is killed and told.
+    pub(crate) fn down(&mut self) -> Vec<String> {
         // What is stopped cannot end by itself.
         for armor in self.base.present() {
             for process in [Process::of(|| armor.vault()), Process::of(|| armor.pid())].into_iter().flatten() {
@@ -426,23 +410,55 @@ impl Drop for Stage {
         }
         let mut down = Command::new(&self.program);
         down.args(["down", "--patience", "5", "--run-dir"]).arg(self.base.path());
-        let ended = call(&mut down, "armor down");
-        // `armor down` has failed: there is no patience left.
-        for armor in self.base.present() {
-            if let Some(ending) = Ending::begin(&armor) {
-                ending.finish(Instant::now());
+        let mut complaints: Vec<String> = call(&mut down, "armor down").err().map(|error| format!("{error:#}")).into_iter().collect();
+        for pid in processes_below(self.base.path()) {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            // One that is just ending has none.
+            if !line.is_empty() {
+                let line = String::from_utf8_lossy(&line).replace('\0', " ");
+                complaints.push(format!("`armor down` has left process {pid}: {}", line.trim_end()));
             }
+            let _ = kill_process(pid, Signal::KILL);
         }
         for child in &mut self.children {
             let _ = child.kill();
             let _ = child.wait();
         }
-        let removed = std::fs::remove_dir_all(self.base.path());
-        let removed = removed.with_context(|| format!("{} cannot be removed", self.base.path().display()));
-        for error in [ended.err(), removed.err()].into_iter().flatten() {
-            super::progress::say(&format!("armor: campaign: {error:#}"));
+        self.children.clear();
+        self.ended = true;
+        complaints
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        let mut complaints = if self.ended { Vec::new() } else { self.down() };
+        if let Err(error) = std::fs::remove_dir_all(self.base.path()) {
+            complaints.push(format!("{} cannot be removed: {error}", self.base.path().display()));
+        }
+        for complaint in complaints {
+            super::progress::say(&format!("armor: campaign: {complaint}"));
         }
     }
+}
+
+/// Processes whose command line or ARMOR is below a directory.
+fn processes_below(directory: &Path) -> Vec<Pid> {
+    let directory = directory.as_os_str().as_encoded_bytes();
+    let names = |text: &[u8]| {
+        text.windows(directory.len())
+            .enumerate()
+            .any(|(at, part)| part == directory && matches!(text.get(at + part.len()), None | Some(b'/' | 0)))
+    };
+    let belongs = |pid: &Pid| {
+        let read = |file: &str| std::fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+        let armor =
+            |variable: &[u8]| variable.strip_prefix(ENV_RUN_DIR.as_bytes()).is_some_and(|rest| rest.first() == Some(&b'=') && names(rest));
+        names(&read("cmdline")) || read("environ").split(|&byte| byte == 0).any(armor)
+    };
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = processes.filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?));
+    pids.filter(|&pid| pid != rustix::process::getpid()).filter(belongs).collect()
 }
 
 fn call(command: &mut Command, name: &str) -> anyhow::Result<()> {
