@@ -4,14 +4,20 @@ SHELL := /bin/bash
 CARGO ?= cargo
 
 # What the tests run, from Debian: the real programs, the C compiler for the small ones, and other users where the tests do not run as root.
-PACKAGES := gcc libc6-dev python3 curl redis-server redis-tools nginx-light wrk uidmap
-COMMANDS := gcc python3 curl redis-server redis-cli redis-benchmark nginx wrk newuidmap
+PACKAGES := gcc libc6-dev python3 curl redis-server redis-tools nginx-light wrk uidmap iproute2
+COMMANDS := gcc python3 curl redis-server redis-cli redis-benchmark nginx wrk newuidmap ip bridge
 
-.PHONY: demo test setup check install clean
+CAMPAIGN ?= --runs 1000 --seed $(or $(SEED),1)
+
+.PHONY: demo campaign test setup check install clean
 
 demo: ## Build, start two nodes, stream audio to three clients, kill the server, report
 	$(CARGO) build --release -p armor -p audio-streaming
 	./target/release/armor demo
+
+campaign: ## 1,000 kills for each target, and all other faults, under load; about 45 minutes. SEED=… for other draws
+	$(CARGO) build --release -p armor
+	./target/release/armor campaign $(CAMPAIGN) --placements $$([ "$$(id -u)" = 0 ] && echo groups,namespaces || echo groups)
 
 setup: ## Install what the tests run, where it is missing
 	@missing=""; for command in $(COMMANDS); do command -v $$command >/dev/null || missing="$$missing $$command"; done; \

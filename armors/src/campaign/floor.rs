@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use serde::Serialize;
 
-use super::matrix::Policy;
+use super::matrix::{Cell, Policy};
 use super::measure::Spread;
 use super::stage::{builtin, free_address, python};
 
@@ -19,36 +19,58 @@ const ACCEPTS_WITHIN: Duration = Duration::from_secs(20);
 /// What was measured of one server.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Floor {
-    pub(crate) policy: Policy,
+    /// Beside whose runs it was measured.
+    pub(crate) cell: Cell,
     pub(crate) command: Vec<String>,
-    pub(crate) runs: u32,
+    pub(crate) runs: usize,
     #[serde(flatten)]
     pub(crate) spread: Spread,
 }
 
-impl Floor {
-    /// Starts, kills and starts again.
+/// The server that is started by hand, beside the one under ARMOR, so that both meet the same machine.
+pub(crate) struct ByHand {
+    cell: Cell,
+    command: Vec<String>,
+    address: SocketAddr,
+    running: Option<Running>,
+    values_ms: Vec<f64>,
+}
+
+impl ByHand {
+    /// Starts it.
     ///
     /// # Errors
     /// When the server cannot be started, or does not accept.
-    pub(crate) fn measure(policy: Policy, program: &Path, runs: u32, seed: u64) -> anyhow::Result<Floor> {
+    pub(crate) fn begin(cell: Cell, program: &Path, seed: u64) -> anyhow::Result<ByHand> {
         let address = free_address()?;
-        let command = match policy {
+        let command = match cell.policy {
             Policy::Python => python(address, Path::new("/")),
-            _ => builtin(program, address, policy, seed),
+            _ => builtin(program, address, cell.policy, seed),
         };
-        let mut running = Running::start(&command, address)?;
-        let mut values = Vec::new();
-        for _ in 0..runs {
-            let begun = Instant::now();
-            drop(running);
-            running = Running::start(&command, address)?;
-            values.push(begun.elapsed().as_secs_f64() * 1e3);
-        }
-        let spread = Spread::of(values).context("no runs")?;
-        Ok(Floor { policy, command, runs, spread })
+        let running = Some(Running::start(&command, address)?);
+        Ok(ByHand { cell, command, address, running, values_ms: Vec::new() })
     }
 
+    /// Kills it and starts it again.
+    ///
+    /// # Errors
+    /// As [`ByHand::begin`].
+    pub(crate) fn once(&mut self) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        self.running = None;
+        self.running = Some(Running::start(&self.command, self.address)?);
+        self.values_ms.push(begun.elapsed().as_secs_f64() * 1e3);
+        Ok(())
+    }
+
+    /// What was measured; nothing when nothing was.
+    pub(crate) fn floor(self) -> Option<Floor> {
+        let runs = self.values_ms.len();
+        Some(Floor { cell: self.cell, runs, spread: Spread::of(self.values_ms)?, command: self.command })
+    }
+}
+
+impl Floor {
     /// What a crash may cost at the median, in ms.
     pub(crate) fn allowed_ms(&self) -> f64 {
         1.5 * self.spread.median_ms + 3.0

@@ -31,7 +31,7 @@ use armor_core::events::Event;
 
 use crate::interrupt::{Interrupt, Interrupted};
 use crate::output::{self, Table};
-use floor::Floor;
+use floor::ByHand;
 use inject::Injected;
 use load::{Group, Load};
 use matrix::{Cell, Choice, Fault, Placement, Planned, Policy, Target};
@@ -49,7 +49,6 @@ const DELAY_MS: u64 = 40;
 const GROWN_UP: Duration = Duration::from_millis(260);
 /// Failed runs in a row after which a cell is given up.
 const PATIENCE: u32 = 3;
-const FLOOR_RUNS: u32 = 20;
 
 /// Inject faults again and again under load, and compare every byte
 ///
@@ -165,11 +164,12 @@ impl Campaign {
         let machine = Machine::this();
         let progress = Progress::new(cells.iter().map(|(_, runs)| u64::from(*runs)).sum());
         progress.tell(&format!("seed {seed}"));
-        let floors = self.floors(cells, seed)?;
-        let mut rows = Vec::new();
+        let (mut rows, mut floors) = (Vec::new(), Vec::new());
         for &(cell, runs) in cells {
             let mut series = Series { cell, seed, extra: &extra, out: &out, campaign: self, progress: &progress, interrupt: &interrupt };
-            let row = series.run(runs)?;
+            let mut by_hand = series.by_hand()?;
+            let row = series.run(runs, &mut by_hand)?;
+            floors.extend(by_hand.and_then(ByHand::floor));
             progress.tell(&line(&row));
             rows.push(row);
         }
@@ -183,18 +183,6 @@ impl Campaign {
         write("report.json", &format!("{}\n", serde_json::to_string_pretty(&report).context("report.json")?))?;
         write("report.txt", &report.text())?;
         Ok(report)
-    }
-
-    /// Of each server whose crash is measured.
-    fn floors(&self, cells: &[(Cell, u32)], seed: u64) -> anyhow::Result<Vec<Floor>> {
-        let program = std::env::current_exe().context("the path of the armor program is unknown")?;
-        let mut floors: Vec<Floor> = Vec::new();
-        for (cell, _) in cells.iter().filter(|(cell, _)| (cell.target, cell.fault) == (Target::Server, Fault::Kill)) {
-            if floors.iter().all(|floor| floor.policy != cell.policy) {
-                floors.push(Floor::measure(cell.policy, &program, FLOOR_RUNS, seed)?);
-            }
-        }
-        Ok(floors)
     }
 }
 
@@ -219,7 +207,16 @@ struct Scene {
 }
 
 impl Series<'_> {
-    fn run(&mut self, wanted: u32) -> anyhow::Result<Row> {
+    /// The same server without ARMOR, where the server's crash is measured.
+    fn by_hand(&self) -> anyhow::Result<Option<ByHand>> {
+        if (self.cell.target, self.cell.fault) != (Target::Server, Fault::Kill) {
+            return Ok(None);
+        }
+        let program = std::env::current_exe().context("the path of the armor program is unknown")?;
+        ByHand::begin(self.cell, &program, self.seed).map(Some)
+    }
+
+    fn run(&mut self, wanted: u32, by_hand: &mut Option<ByHand>) -> anyhow::Result<Row> {
         let first = match self.campaign.replay {
             Some((_, run)) => run - run % SESSION,
             None => 0,
@@ -285,6 +282,9 @@ impl Series<'_> {
             failures = if fine { 0 } else { failures + 1 };
             runs.push(run);
             self.progress.done();
+            if let Some(by_hand) = by_hand {
+                by_hand.once()?;
+            }
             if failures >= PATIENCE {
                 given_up = Some(format!("given up after {failures} failed runs in a row"));
                 break;

@@ -127,7 +127,7 @@ impl Report {
         if !floors.is_empty() {
             let _ = writeln!(
                 out,
-                "The server's crash beside the floor: the same server started by hand, killed, started again, until it accepts\n{}",
+                "The server's crash beside the floor: the same server started by hand, killed after each run, started again, until it accepts\n{}",
                 indent(&floors)
             );
         }
@@ -197,15 +197,18 @@ impl Report {
     fn floors(&self) -> String {
         let mut table = Table::new(&["SERVER", "FLOOR", "FIRST NEW BYTE", "1.5 x FLOOR + 3", "WITHIN"]);
         for floor in &self.floors {
-            let row = self
-                .cells
-                .iter()
-                .find(|row| (row.cell.target, row.cell.fault, row.cell.policy) == (Target::Server, Fault::Kill, floor.policy));
+            let row = self.cells.iter().find(|row| row.cell == floor.cell);
             let Some(resumed) = row.and_then(|row| row.resumed) else { continue };
             let program = floor.command.iter().take(3).map(|word| word.rsplit('/').next().unwrap_or(word)).collect::<Vec<_>>().join(" ");
             let within = if resumed.median_ms <= floor.allowed_ms() { "yes" } else { "no" };
             let allowed = format!("{:.1}", floor.allowed_ms());
-            table.row([format!("{program} ({})", floor.policy), floor.spread.to_string(), resumed.to_string(), allowed, within.to_owned()]);
+            table.row([
+                format!("{program} ({}, {})", floor.cell.policy, floor.cell.placement),
+                floor.spread.to_string(),
+                resumed.to_string(),
+                allowed,
+                within.to_owned(),
+            ]);
         }
         table.render()
     }
@@ -244,8 +247,9 @@ pub(super) mod tests {
     fn report(rows: Vec<Row>) -> Report {
         let machine = Machine { kernel: "6.1".to_owned(), processor: "cpu".to_owned(), processors: 2, load: "0.1".to_owned() };
         let spread = Spread { median_ms: 2.0, p95_ms: 3.0, worst_ms: 4.0 };
+        let cell = Cell { target: Target::Server, fault: Fault::Kill, placement: Placement::Groups, policy: Policy::Request };
         let floor =
-            Floor { policy: Policy::Request, command: vec!["/bin/armor".to_owned(), "campaign-server".to_owned()], runs: 20, spread };
+            Floor { cell, command: vec!["/bin/armor".to_owned(), "campaign-server".to_owned()], runs: 20, spread };
         Report::new(7, 0, 1.0, machine, vec![floor], rows)
     }
 
@@ -270,7 +274,7 @@ pub(super) mod tests {
         for expected in [
             "  server  kill   groups     request  2     1.0 / 2.0 / 2.0  4.0 / 5.0 / 5.0    6.0 / 8.0 / 8.0  5.0 / 7.0 / 7.0  -\n",
             "  server  kill   2     8            0     0 ",
-            "  armor campaign-server (request)  2.0 / 3.0 / 4.0  5.0 / 7.0 / 7.0  6.0              yes\n",
+            "  armor campaign-server (request, groups)  2.0 / 3.0 / 4.0  5.0 / 7.0 / 7.0  6.0              yes\n",
         ] {
             assert!(text.contains(expected), "{expected:?} is not in\n{text}");
         }
