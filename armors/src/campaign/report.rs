@@ -248,8 +248,7 @@ pub(super) mod tests {
         let machine = Machine { kernel: "6.1".to_owned(), processor: "cpu".to_owned(), processors: 2, load: "0.1".to_owned() };
         let spread = Spread { median_ms: 2.0, p95_ms: 3.0, worst_ms: 4.0 };
         let cell = Cell { target: Target::Server, fault: Fault::Kill, placement: Placement::Groups, policy: Policy::Request };
-        let floor =
-            Floor { cell, command: vec!["/bin/armor".to_owned(), "campaign-server".to_owned()], runs: 20, spread };
+        let floor = Floor { cell, command: vec!["/bin/armor".to_owned(), "campaign-server".to_owned()], runs: 20, spread };
         Report::new(7, 0, 1.0, machine, vec![floor], rows)
     }
 
