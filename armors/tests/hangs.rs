@@ -84,13 +84,19 @@ fn a_stopped_execution_armor_is_replaced_under_its_name_and_takes_its_applicatio
     let mut client = verifier(&environment, &port, &["10"]);
     let identity = || {
         let status = environment.status();
-        status["armors"].as_array().unwrap().iter().find(|armor| armor["name"] == "node1/echo").map(|armor| armor["status"]["armor"].clone())
+        status["armors"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|armor| armor["name"] == "node1/echo")
+            .map(|armor| armor["status"]["armor"].clone())
     };
     let before = environment.wait_for("the Execution ARMOR", identity);
     for round in 1..=2 {
         hang(&environment, "node1/armors/echo");
         flows(&environment);
-        let failures = environment.wait_for("the daemon to tell of it", || Some(environment.events("armor-failed")).filter(|told| told.len() == round));
+        let failures = environment
+            .wait_for("the daemon to tell of it", || Some(environment.events("armor-failed")).filter(|told| told.len() == round));
         assert!(failures[round - 1]["values"]["how"].as_str().unwrap().ends_with("heartbeats unanswered, killed"), "{failures:?}");
     }
     assert_eq!(environment.wait_for("the Execution ARMOR", identity), before);

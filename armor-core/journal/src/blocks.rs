@@ -1,5 +1,8 @@
 //! Blocks of the journal: who has which, and the bytes in them as [`Bytes`].
 //!
+//! With each block is kept how many of its bytes were received for certain, and one checksum of these, of the record that it belongs to, and of where in
+//! the stream it begins: 8 bytes, stored at once after each receive. A recovery believes no byte beyond them but those of the call under way.
+//!
 //! Invariant: a block whose bytes are still looked at by anybody is not written again, except behind them.
 //! Invariant: a block goes back to the free ones only after a state was saved that needs it no more.
 
@@ -35,7 +38,8 @@ pub(crate) struct Pool {
 impl Pool {
     /// All that were never used.
     fn new(map: &Mapping, first: u32, count: u32, used_at: usize) -> Pool {
-        let used = map.u32(used_at).load(Ordering::SeqCst).min(count);
+        // Damage is found by `twice` before anything is taken from here.
+        let used = twice(map, used_at).unwrap_or(count).min(count);
         Pool { back: Vec::new(), next: first + used, end: first + count, first, used_at }
     }
 
@@ -48,7 +52,8 @@ impl Pool {
         self.back.pop().or_else(|| {
             let fresh = (self.next < self.end).then_some(self.next)?;
             self.next += 1;
-            map.u32(self.used_at).store(self.next - self.first, Ordering::SeqCst);
+            let used = u64::from(self.next - self.first);
+            map.u64(self.used_at).store(used << 32 | used, Ordering::SeqCst);
             Some(fresh)
         })
     }
@@ -56,6 +61,12 @@ impl Pool {
     pub(crate) fn give(&mut self, number: u32) {
         self.back.push(number);
     }
+}
+
+/// A number that is stored twice in a word; none when the two differ.
+pub(crate) fn twice(map: &Mapping, at: usize) -> Option<u32> {
+    let word = map.u64(at).load(Ordering::SeqCst);
+    (word >> 32 == word & u64::from(u32::MAX)).then_some(word as u32)
 }
 
 impl Free {
@@ -156,7 +167,41 @@ impl Block {
 
     /// Its first byte is at `offset` of the stream from now on.
     pub(crate) fn begin_at(&self, offset: u64) {
+        self.vouch(0, self.seed(offset));
         self.shared.map.u64(self.shared.layout.block_offset(self.index)).store(offset, Ordering::SeqCst);
+    }
+
+    /// Checksum of no bytes yet: of the owner and the offset.
+    pub(crate) fn seed(&self, offset: u64) -> u32 {
+        crc32c::crc32c_append(crc32c::crc32c(&self.owner.ticket.to_le_bytes()), &offset.to_le_bytes())
+    }
+
+    /// The first `length` bytes are what was received, and this is their checksum, begun with the seed.
+    pub(crate) fn vouch(&self, length: usize, sum: u32) {
+        let word = (length as u64) << 32 | u64::from(sum);
+        self.shared.map.u64(self.shared.layout.block_sum(self.index)).store(word, Ordering::SeqCst);
+    }
+
+    /// How many of its bytes are what was received, if what is kept of a block that begins at `offset` is true.
+    pub(crate) fn vouched(&self, offset: u64) -> Option<usize> {
+        let Shared { map, layout, .. } = &*self.shared;
+        let word = map.u64(layout.block_sum(self.index)).load(Ordering::SeqCst);
+        let length = (word >> 32) as usize;
+        (length <= self.class().size() && self.sum(length, offset) == word as u32).then_some(length)
+    }
+
+    /// Vouches for the first `length` bytes as they are, after a death.
+    pub(crate) fn vouch_for(&self, length: usize, offset: u64) {
+        self.vouch(length, self.sum(length, offset));
+    }
+
+    #[allow(unsafe_code)]
+    fn sum(&self, length: usize, offset: u64) -> u32 {
+        let Shared { map, layout, .. } = &*self.shared;
+        assert!(length <= self.class().size(), "inside the block");
+        // SAFETY: inside the block, whose process has died and which nobody writes before the recovery is over.
+        let bytes = unsafe { map.slice(layout.block(self.index), length) };
+        crc32c::crc32c_append(self.seed(offset), bytes)
     }
 
     /// The last saved state needs none of its bytes, and from now on no recovery looks at them.

@@ -12,12 +12,13 @@ use std::sync::atomic::Ordering;
 use crate::journal::Shared;
 use crate::layout;
 
+// No flipped bit makes one of another.
 pub(crate) const NONE: u32 = 0;
-pub(crate) const RECEIVE: u32 = 1;
+pub(crate) const RECEIVE: u32 = 3;
 /// A send whose bytes lie in the stage.
-pub(crate) const SEND_STAGED: u32 = 2;
+pub(crate) const SEND_STAGED: u32 = 5;
 /// A send of which the number of bytes is known alone.
-pub(crate) const SEND_COUNTED: u32 = 3;
+pub(crate) const SEND_COUNTED: u32 = 6;
 
 /// Most slices in one send.
 const SLICES: usize = 32;
@@ -43,7 +44,8 @@ pub(crate) fn receive(shared: &Shared, caller: &Caller, socket: BorrowedFd<'_>, 
     for (vector, (base, length)) in vectors.iter_mut().zip(parts) {
         *vector = libc::iovec { iov_base: base.cast(), iov_len: *length };
     }
-    let message = arm(shared, caller, RECEIVE, vectors.as_mut_ptr(), parts.len());
+    let known = Known { kind: RECEIVE, room: parts.iter().map(|(_, length)| *length).sum(), staged_sum: 0 };
+    let message = arm(shared, caller, &known, vectors.as_mut_ptr(), parts.len());
     // SAFETY: one message whose header is in the journal; its parts are free room in blocks of the caller's record.
     let got = unsafe { libc::recvmmsg(socket.as_raw_fd(), message, 1, libc::MSG_DONTWAIT as _, std::ptr::null_mut()) };
     outcome(got, message)
@@ -52,38 +54,63 @@ pub(crate) fn receive(shared: &Shared, caller: &Caller, socket: BorrowedFd<'_>, 
 /// Sends from `slices`; the number of bytes that were taken.
 pub(crate) fn send(shared: &Shared, caller: &Caller, socket: BorrowedFd<'_>, slices: &[IoSlice<'_>], keep: Keep) -> io::Result<usize> {
     let mut vectors = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; SLICES];
-    let (kind, count) = match keep {
+    let (known, count) = match keep {
         Keep::Bytes => {
-            let staged = stage(shared, slices);
+            let (staged, staged_sum) = stage(shared, slices);
             vectors[0] = libc::iovec { iov_base: shared.map.at(layout::STAGE, staged).cast(), iov_len: staged };
-            (SEND_STAGED, 1)
+            (Known { kind: SEND_STAGED, room: staged, staged_sum }, 1)
         }
         Keep::Count => {
             for (vector, slice) in vectors.iter_mut().zip(slices) {
                 *vector = libc::iovec { iov_base: slice.as_ptr().cast_mut().cast(), iov_len: slice.len() };
             }
-            (SEND_COUNTED, slices.len().min(SLICES))
+            let count = slices.len().min(SLICES);
+            (Known { kind: SEND_COUNTED, room: slices[..count].iter().map(|slice| slice.len()).sum(), staged_sum: 0 }, count)
         }
     };
-    let message = arm(shared, caller, kind, vectors.as_mut_ptr(), count);
+    let message = arm(shared, caller, &known, vectors.as_mut_ptr(), count);
     // SAFETY: one message whose header is in the journal; its parts are readable for the length of the call.
     let sent = unsafe { libc::sendmmsg(socket.as_raw_fd(), message, 1, (libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) as _) };
     outcome(sent, message)
 }
 
-fn stage(shared: &Shared, slices: &[IoSlice<'_>]) -> usize {
+/// Copies the bytes; how many, and their checksum.
+fn stage(shared: &Shared, slices: &[IoSlice<'_>]) -> (usize, u32) {
     // The call before is over for good: its effects were saved. Only then may its bytes be overwritten.
     shared.map.u32(layout::CALL_KIND).store(NONE, Ordering::SeqCst);
-    let mut staged = 0;
+    let (mut staged, mut sum) = (0, 0);
     for slice in slices {
         let length = slice.len().min(layout::STAGE_SIZE - staged);
         shared.map.write(layout::STAGE + staged, &slice[..length]);
+        sum = crc32c::crc32c_append(sum, &slice[..length]);
         staged += length;
     }
-    staged
+    (staged, sum)
 }
 
-fn arm(shared: &Shared, caller: &Caller, kind: u32, parts: *mut libc::iovec, count: usize) -> *mut libc::mmsghdr {
+/// What is known of a call before it is made.
+pub(crate) struct Known {
+    pub(crate) kind: u32,
+    /// Most bytes that it moves.
+    pub(crate) room: usize,
+    /// Of the bytes in the stage.
+    pub(crate) staged_sum: u32,
+}
+
+impl Known {
+    pub(crate) fn sum(&self, caller: &Caller) -> u32 {
+        let words = [
+            u64::from(self.kind),
+            caller.ticket,
+            caller.sequence,
+            u64::from(u32::try_from(self.room).unwrap_or(u32::MAX)),
+            u64::from(self.staged_sum),
+        ];
+        words.iter().fold(0, |sum, word| crc32c::crc32c_append(sum, &word.to_le_bytes()))
+    }
+}
+
+fn arm(shared: &Shared, caller: &Caller, known: &Known, parts: *mut libc::iovec, count: usize) -> *mut libc::mmsghdr {
     let map = &shared.map;
     map.u32(layout::CALL_KIND).store(NONE, Ordering::SeqCst);
     let message: *mut libc::mmsghdr = map.at(layout::CALL_MESSAGE, size_of::<libc::mmsghdr>()).cast();
@@ -95,7 +122,11 @@ fn arm(shared: &Shared, caller: &Caller, kind: u32, parts: *mut libc::iovec, cou
     }
     map.u64(layout::CALL_TICKET).store(caller.ticket, Ordering::SeqCst);
     map.u64(layout::CALL_SEQUENCE).store(caller.sequence, Ordering::SeqCst);
-    map.u32(layout::CALL_KIND).store(kind, Ordering::SeqCst);
+    // At most 64 KiB in the stage, two blocks, or what 32 slices of memory hold.
+    map.u32(layout::CALL_ROOM).store(u32::try_from(known.room).unwrap_or(u32::MAX), Ordering::SeqCst);
+    map.u32(layout::CALL_STAGED_SUM).store(known.staged_sum, Ordering::SeqCst);
+    map.u32(layout::CALL_SUM).store(known.sum(caller), Ordering::SeqCst);
+    map.u32(layout::CALL_KIND).store(known.kind, Ordering::SeqCst);
     message
 }
 

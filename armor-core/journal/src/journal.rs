@@ -129,7 +129,7 @@ impl Journal {
         let layout = layout::read_header(&map)?;
         let free = Mutex::new(Free::new(&map, &layout));
         let shared = Arc::new(Shared { map, layout, free });
-        let recovery = recovery::recover(&shared);
+        let recovery = recovery::recover(&shared)?;
         Ok((Journal { shared }, recovery))
     }
 

@@ -9,7 +9,7 @@ use crate::mapping::Mapping;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"ARMORjn1");
 /// Raised when the layout changes: a journal of another version is refused.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 const PAGE: usize = 4096;
 
@@ -23,7 +23,9 @@ const RECORD_HEADER: usize = 32;
 /// A slot: sequence, bytes received, length, checksum.
 const SLOT_HEADER: usize = 24;
 pub(crate) const STATE_SIZE: usize = SLOT_SIZE - SLOT_HEADER;
-const ENTRY_SIZE: usize = 16;
+const ENTRY_SIZE: usize = 24;
+/// Tickets grow from here: never 0 by a flipped bit, which would make a record a free one.
+const FIRST_TICKET: u64 = 1 << 63 | 1;
 
 /// The two sizes of blocks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -91,12 +93,17 @@ impl Layout {
         self.block_owner(block) + 8
     }
 
+    /// How many of a block's bytes were received for certain, and the checksum of these, its owner and its offset: see [`crate::blocks`].
+    pub(crate) fn block_sum(&self, block: u32) -> usize {
+        self.block_owner(block) + 16
+    }
+
     /// Ticket of a record, 0 when it is free. Storing it commits the record.
     pub(crate) fn ticket(&self, record: u32) -> usize {
         RECORDS + record as usize * RECORD_SIZE
     }
 
-    /// Which slot holds: 0 or 1. Storing it commits a state.
+    /// The low half of the sequence of the state that holds, twice; its last bit is the slot. Storing it commits a state.
     pub(crate) fn current(&self, record: u32) -> usize {
         self.ticket(record) + 8
     }
@@ -146,15 +153,20 @@ impl Slot {
 const BOUNDS_AT: usize = 16;
 const SUM_AT: usize = 28;
 pub(crate) const NEXT_TICKET: usize = 32;
-/// How many records, small and large blocks were ever used.
+/// How many records, small and large blocks were ever used, each twice in a word.
 pub(crate) const USED_RECORDS: usize = 40;
-pub(crate) const USED_SMALL: usize = 44;
-pub(crate) const USED_LARGE: usize = 48;
+pub(crate) const USED_SMALL: usize = 48;
+pub(crate) const USED_LARGE: usize = 56;
 /// What the call under way is; 0 for none. Storing it commits the call.
 pub(crate) const CALL_KIND: usize = PAGE;
+/// Checksum of all that is known of the call before it is made.
+pub(crate) const CALL_SUM: usize = PAGE + 4;
 pub(crate) const CALL_TICKET: usize = PAGE + 8;
 /// Sequence of the state that the call follows.
 pub(crate) const CALL_SEQUENCE: usize = PAGE + 16;
+/// Most bytes that it can move, and the checksum of those in the stage.
+pub(crate) const CALL_ROOM: usize = PAGE + 24;
+pub(crate) const CALL_STAGED_SUM: usize = PAGE + 28;
 /// The `mmsghdr`.
 pub(crate) const CALL_MESSAGE: usize = PAGE + 64;
 pub(crate) const STAGE: usize = 2 * PAGE;
@@ -167,7 +179,7 @@ pub(crate) fn write_header(map: &Mapping, layout: &Layout) {
     map.write(BOUNDS_AT, &bytes);
     map.write(SUM_AT, &crc32c::crc32c(&bytes).to_le_bytes());
     map.write(8, &VERSION.to_le_bytes());
-    map.write(NEXT_TICKET, &1u64.to_le_bytes());
+    map.write(NEXT_TICKET, &FIRST_TICKET.to_le_bytes());
     map.write(0, &MAGIC.to_le_bytes());
 }
 

@@ -30,6 +30,19 @@ pub struct Received {
 struct Tail {
     block: Arc<Block>,
     filled: usize,
+    /// Of the bytes so far.
+    sum: u32,
+}
+
+impl Tail {
+    /// The bytes that a receive has put behind those before.
+    fn take(&mut self, length: usize) -> Bytes {
+        let piece = blocks::piece(&self.block, self.filled, length);
+        self.filled += length;
+        self.sum = crc32c::crc32c_append(self.sum, &piece);
+        self.block.vouch(self.filled, self.sum);
+        piece
+    }
 }
 
 /// A record. It is gone from the journal when it is dropped: bytes that it gave out stay readable.
@@ -87,8 +100,8 @@ impl Record {
         map.u64(slot.sequence()).store(sequence, Ordering::Relaxed);
         map.u64(slot.received()).store(self.received, Ordering::Relaxed);
         map.u32(slot.length()).store(state.len() as u32, Ordering::Relaxed);
-        map.u32(slot.sum()).store(sum(state, sequence, self.received), Ordering::Relaxed);
-        map.u32(layout.current(self.index)).store(sequence as u32 & 1, Ordering::SeqCst);
+        map.u32(slot.sum()).store(sum(state, self.owner.ticket, sequence, self.received), Ordering::Relaxed);
+        map.u32(layout.current(self.index)).store(current(sequence), Ordering::SeqCst);
         self.sequence = sequence;
         self.saved = true;
         self.owner.saved(&self.shared);
@@ -138,23 +151,24 @@ impl Record {
             (false, true) => Class::Small,
             (false, false) => self.appetite,
         };
+        let into_tail = got.min(tail_room);
+        let fresh_from = self.received + into_tail as u64;
         self.received += got as u64;
         let mut received = Received { filled: got == room, ..Received::default() };
-        let into_tail = got.min(tail_room);
         if let Some(tail) = self.tail.as_mut().filter(|_| into_tail > 0) {
-            received.first = blocks::piece(&tail.block, tail.filled, into_tail);
-            tail.filled += into_tail;
+            received.first = tail.take(into_tail);
         }
         let into_fresh = got - into_tail;
         if let Some(block) = fresh.filter(|_| into_fresh > 0) {
-            let block = Arc::new(block);
-            let piece = blocks::piece(&block, 0, into_fresh);
+            let sum = block.seed(fresh_from);
+            let mut tail = Tail { block: Arc::new(block), filled: 0, sum };
+            let piece = tail.take(into_fresh);
             if into_tail > 0 {
                 received.second = piece
             } else {
                 received.first = piece
             }
-            self.tail = Some(Tail { block, filled: into_fresh });
+            self.tail = Some(tail);
         }
         received
     }
@@ -168,6 +182,7 @@ impl Record {
             if tail.block.class() == self.appetite {
                 tail.block.begin_at(self.received);
                 tail.filled = 0;
+                tail.sum = tail.block.seed(self.received);
             } else {
                 tail.block.disown();
                 self.tail = None;
@@ -213,8 +228,14 @@ impl Drop for Record {
     }
 }
 
-pub(crate) fn sum(state: &[u8], sequence: u64, received: u64) -> u32 {
-    let sum = crc32c::crc32c(state);
+/// What stands for a sequence where a state is committed: a flipped bit does not make another state the one that holds.
+pub(crate) fn current(sequence: u64) -> u32 {
+    let half = sequence as u32 & 0xffff;
+    half << 16 | half
+}
+
+pub(crate) fn sum(state: &[u8], ticket: u64, sequence: u64, received: u64) -> u32 {
+    let sum = crc32c::crc32c_append(crc32c::crc32c(state), &ticket.to_le_bytes());
     let sum = crc32c::crc32c_append(sum, &sequence.to_le_bytes());
     crc32c::crc32c_append(sum, &received.to_le_bytes())
 }

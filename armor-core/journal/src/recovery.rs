@@ -9,8 +9,8 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 
 use crate::blocks::{self, Block};
-use crate::call;
-use crate::journal::Shared;
+use crate::call::{self, Caller, Known};
+use crate::journal::{JournalError, Shared};
 use crate::layout::{self, ABOUT_SIZE, STATE_SIZE};
 use crate::record::{self, Record};
 
@@ -58,8 +58,13 @@ struct Found {
     blocks: Vec<(u64, u32)>,
 }
 
-pub(crate) fn recover(shared: &Arc<Shared>) -> Recovery {
+pub(crate) fn recover(shared: &Arc<Shared>) -> Result<Recovery, JournalError> {
     let Shared { map, layout, .. } = &**shared;
+    if [layout::USED_RECORDS, layout::USED_SMALL, layout::USED_LARGE].iter().any(|&at| blocks::twice(map, at).is_none()) {
+        return Err(JournalError::Damaged("how much of it is used is not known"));
+    }
+    // Nobody knows whose call it was, so the state of none is known to the byte.
+    let call = Call::read(shared).ok_or(JournalError::Damaged("what the call under way was is not known"))?;
     let mut recovery = Recovery::default();
     let mut free = shared.free();
     let mut found: HashMap<u64, Found> = HashMap::new();
@@ -71,7 +76,7 @@ pub(crate) fn recover(shared: &Arc<Shared>) -> Recovery {
             continue;
         }
         highest = highest.max(ticket.saturating_add(1));
-        match read(shared, index) {
+        match read(shared, index, ticket) {
             Ok(record) if !found.contains_key(&ticket) => {
                 found.insert(ticket, record);
             }
@@ -94,15 +99,17 @@ pub(crate) fn recover(shared: &Arc<Shared>) -> Recovery {
         }
     }
     drop(free);
-    let call = Call::read(shared);
     for (ticket, found) in found {
-        recovery.records.push(found.recovered(shared, ticket, &call));
+        match found.recovered(shared, ticket, &call) {
+            Ok(recovered) => recovery.records.push(recovered),
+            Err(about) => recovery.damaged.push(about),
+        }
     }
-    recovery
+    Ok(recovery)
 }
 
 /// Reads a record; what it is about when the rest is damaged.
-fn read(shared: &Shared, index: u32) -> Result<Found, Vec<u8>> {
+fn read(shared: &Shared, index: u32, ticket: u64) -> Result<Found, Vec<u8>> {
     let Shared { map, layout, .. } = shared;
     let length = map.u32(layout.about_length(index)).load(Ordering::SeqCst) as usize;
     let about = map.read(layout.about(index), length.min(ABOUT_SIZE));
@@ -114,12 +121,12 @@ fn read(shared: &Shared, index: u32) -> Result<Found, Vec<u8>> {
     let sequence = map.u64(slot.sequence()).load(Ordering::SeqCst);
     let received = map.u64(slot.received()).load(Ordering::SeqCst);
     let length = map.u32(slot.length()).load(Ordering::SeqCst) as usize;
-    if current > 1 || length > STATE_SIZE || sequence == 0 || sequence as u32 & 1 != current {
+    if current != record::current(sequence) || length > STATE_SIZE || sequence == 0 {
         return Err(about);
     }
     let state = map.read(slot.state(), length);
     // The state before is whole too, but the world has moved on since: going on from it would lose or repeat bytes.
-    if record::sum(&state, sequence, received) != map.u32(slot.sum()).load(Ordering::SeqCst) {
+    if record::sum(&state, ticket, sequence, received) != map.u32(slot.sum()).load(Ordering::SeqCst) {
         return Err(about);
     }
     Ok(Found { index, sequence, about, state, received, blocks: Vec::new() })
@@ -133,39 +140,58 @@ struct Call {
 }
 
 impl Call {
-    fn read(shared: &Shared) -> Call {
+    /// `None` when what was written of it before it was made is damaged. How many bytes it has moved is the kernel's word, and so are the bytes of a
+    /// receive: nobody could add a checksum.
+    fn read(shared: &Shared) -> Option<Call> {
         let map = &shared.map;
-        Call {
-            kind: map.u32(layout::CALL_KIND).load(Ordering::SeqCst),
+        let kind = map.u32(layout::CALL_KIND).load(Ordering::SeqCst);
+        let caller = Caller {
             ticket: map.u64(layout::CALL_TICKET).load(Ordering::SeqCst),
             sequence: map.u64(layout::CALL_SEQUENCE).load(Ordering::SeqCst),
-            moved: call::moved(shared),
+        };
+        let (ticket, sequence) = (caller.ticket, caller.sequence);
+        if kind == call::NONE {
+            return Some(Call { kind, ticket, sequence, moved: 0 });
         }
+        let room = map.u32(layout::CALL_ROOM).load(Ordering::SeqCst) as usize;
+        let known = Known { kind, room, staged_sum: map.u32(layout::CALL_STAGED_SUM).load(Ordering::SeqCst) };
+        let moved = call::moved(shared);
+        if known.sum(&caller) != map.u32(layout::CALL_SUM).load(Ordering::SeqCst) || moved > room {
+            return None;
+        }
+        let staged = kind == call::SEND_STAGED;
+        let is_whole = !staged || room <= layout::STAGE_SIZE && crc32c::crc32c(&map.read(layout::STAGE, room)) == known.staged_sum;
+        is_whole.then_some(Call { kind, ticket, sequence, moved })
     }
 }
 
 impl Found {
-    fn recovered(mut self, shared: &Arc<Shared>, ticket: u64, call: &Call) -> Recovered {
+    /// The record, or what it is about when bytes that the last call has received cannot be had.
+    fn recovered(mut self, shared: &Arc<Shared>, ticket: u64, call: &Call) -> Result<Recovered, Vec<u8>> {
         let own_call = call.ticket == ticket && call.sequence == self.sequence && call.moved > 0;
         let kind = if own_call { call.kind } else { call::NONE };
         let taken = if kind == call::RECEIVE { call.moved as u64 } else { 0 };
         self.blocks.sort_unstable();
         let end = self.received.saturating_add(taken);
         let record = Record::known(Arc::clone(shared), self.index, ticket, self.sequence, end);
-        let mut pieces = pieces(shared, &record, &self.blocks, end);
+        let mut pieces = pieces(shared, &record, &self.blocks, self.received, end);
         let new = split_off(&mut pieces, taken);
+        if new.iter().map(|piece| piece.len() as u64).sum::<u64>() != taken {
+            return Err(self.about);
+        }
         let last = match kind {
             call::RECEIVE => Some(LastCall::Received(new)),
             call::SEND_STAGED => Some(LastCall::Sent(shared.map.read(layout::STAGE, call.moved.min(layout::STAGE_SIZE)).into())),
             call::SEND_COUNTED => Some(LastCall::Counted(call.moved)),
             _ => None,
         };
-        Recovered { record, about: self.about, state: self.state, log: pieces, last }
+        Ok(Recovered { record, about: self.about, state: self.state, log: pieces, last })
     }
 }
 
-/// The bytes up to `end` that are there without a gap. Blocks that hold none of them are freed when a state is saved.
-fn pieces(shared: &Arc<Shared>, record: &Record, found: &[(u64, u32)], end: u64) -> Vec<Bytes> {
+/// The bytes up to `end` that are there without a gap, and are those that were received: for those up to `received` there are checksums, and what
+/// follows is of the last call. Blocks that hold none of them are freed when a state is saved.
+fn pieces(shared: &Arc<Shared>, record: &Record, found: &[(u64, u32)], received: u64, end: u64) -> Vec<Bytes> {
     let mut pieces = Vec::new();
     let mut until = end;
     for &(offset, index) in found.iter().rev() {
@@ -173,6 +199,12 @@ fn pieces(shared: &Arc<Shared>, record: &Record, found: &[(u64, u32)], end: u64)
         let size = block.class().size() as u64;
         if offset >= until || until - offset > size {
             continue;
+        }
+        let needed = until.min(received).saturating_sub(offset);
+        let Some(vouched) = block.vouched(offset).filter(|vouched| *vouched as u64 >= needed) else { continue };
+        if (vouched as u64) < until - offset {
+            // Of the last call: from here on they are bytes like those before.
+            block.vouch_for((until - offset) as usize, offset);
         }
         pieces.push(blocks::piece(&block, 0, (until - offset) as usize));
         until = offset;

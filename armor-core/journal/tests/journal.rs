@@ -230,7 +230,7 @@ fn another_version_and_other_memory_are_refused_with_the_reason() {
     let file = std::fs::File::from(memory(&journal));
     file.write_all_at(&9u32.to_le_bytes(), 8).unwrap();
     let refused = Journal::open(file.into()).unwrap_err().to_string();
-    assert_eq!(refused, "the journal is of version 9, this program writes version 1: its connections cannot be taken over");
+    assert_eq!(refused, "the journal is of version 9, this program writes version 2: its connections cannot be taken over");
     let other = rustix_memory();
     assert!(Journal::open(other).is_err());
     assert!(matches!(Journal::create(&Bounds { records: 0, ..SMALL }), Err(JournalError::Bounds { .. })));

@@ -1,9 +1,13 @@
 //! Where the log of a connection goes beyond its bound in memory: a file without a name, made when the first byte goes there. It is
 //! gone with its last descriptor, and outlives the ARMOR when the vault has one.
 //!
+//! Of each 64 KiB a checksum stays in memory. What is read back is compared with it: a connection whose file was damaged is reset. What a
+//! dead process has written is read as it is: its checksums died with it.
+//!
 //! Invariant: the file takes no more of the disk than `bound` bytes, and a few blocks.
 //! Invariant: what it says of itself, in its first block, is true at any instant: a death leaves nothing to be repaired.
 
+use std::collections::VecDeque;
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
@@ -18,6 +22,7 @@ use rustix::fs::{FallocateFlags, Mode, OFlags, fallocate, openat, unlinkat};
 /// What is discarded is given back to the disk in pieces of at least this size.
 const HOLE: u64 = 1 << 20;
 /// Ends of holes lie at multiples of this: what is less than a block would be overwritten with zeros.
+/// There is a checksum for each.
 const BLOCK: u64 = 64 << 10;
 /// Where the bytes begin. Before them: a mark, the offset in the stream of the first byte, and a checksum of the two.
 const HEADER: u64 = 4096;
@@ -55,6 +60,60 @@ pub struct SpillFile {
     /// Up to this offset in the stream the file is a hole, which takes no room.
     hole: u64,
     holes: Holes,
+    sums: Sums,
+}
+
+/// Checksums of the blocks of a file.
+#[derive(Debug, Default)]
+struct Sums {
+    /// CRC32C of each block that is not forgotten, the last one as far as it goes; none of what a dead process has written.
+    sums: VecDeque<Option<u32>>,
+    /// Blocks before them.
+    forgotten: u64,
+    /// The block that was read last, which is good.
+    read: Option<(u64, Vec<u8>)>,
+}
+
+impl Sums {
+    /// Bytes have been written behind the `at` first ones of the file.
+    fn append(&mut self, mut at: u64, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let (part, rest) = bytes.split_at(bytes.len().min((BLOCK - at % BLOCK) as usize));
+            match self.sums.back_mut() {
+                Some(sum) if !at.is_multiple_of(BLOCK) => *sum = sum.map(|sum| crc32c::crc32c_append(sum, part)),
+                _ => self.sums.push_back(Some(crc32c::crc32c(part))),
+            }
+            self.read = self.read.take().filter(|(block, _)| *block != at / BLOCK);
+            (at, bytes) = (at + part.len() as u64, rest);
+        }
+    }
+
+    /// So many bytes were written by a dead process.
+    fn found(length: u64) -> Sums {
+        Sums { sums: std::iter::repeat_n(None, length.div_ceil(BLOCK) as usize).collect(), ..Sums::default() }
+    }
+
+    /// The blocks before these bytes are not read any more.
+    fn forget_before(&mut self, at: u64) {
+        while self.forgotten < at / BLOCK && self.sums.pop_front().is_some() {
+            self.forgotten += 1;
+        }
+    }
+
+    /// A whole block of a file of this length.
+    fn block(&mut self, file: &File, block: u64, length: u64) -> io::Result<&[u8]> {
+        if self.read.as_ref().is_none_or(|(read, _)| *read != block) {
+            let sum = block.checked_sub(self.forgotten).and_then(|index| self.sums.get(usize::try_from(index).ok()?));
+            let sum = *sum.ok_or(io::ErrorKind::UnexpectedEof)?;
+            let mut bytes = vec![0; (length - block * BLOCK).min(BLOCK) as usize];
+            file.read_exact_at(&mut bytes, HEADER + block * BLOCK)?;
+            if sum.is_some_and(|sum| crc32c::crc32c(&bytes) != sum) {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "bytes of a spilled log are damaged"));
+            }
+            self.read = Some((block, bytes));
+        }
+        Ok(self.read.as_ref().map_or(&[], |(_, bytes)| bytes))
+    }
 }
 
 /// Whether the file system can give a part of a file back.
@@ -92,6 +151,7 @@ impl SpillFile {
             needed: 0,
             hole: 0,
             holes: Holes::Possible,
+            sums: Sums::default(),
         }
     }
 
@@ -115,6 +175,7 @@ impl SpillFile {
             write_header(file, offset)?;
         }
         (self.base, self.end, self.needed, self.hole) = (offset, offset, offset, offset);
+        self.sums = Sums::default();
         Ok(())
     }
 
@@ -160,6 +221,7 @@ impl Spill for SpillFile {
             None => self.make()?,
         };
         file.write_all_at(bytes, HEADER + offset - base)?;
+        self.sums.append(offset - base, bytes);
         self.end = end;
         Ok(())
     }
@@ -169,7 +231,15 @@ impl Spill for SpillFile {
         if offset < self.needed || offset + into.len() as u64 > self.end {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        file.read_exact_at(into, HEADER + offset - self.base)
+        let (mut at, mut into) = (offset - self.base, into);
+        while !into.is_empty() {
+            let block = self.sums.block(file, at / BLOCK, self.end - self.base)?;
+            let from = &block[(at % BLOCK) as usize..];
+            let (part, rest) = into.split_at_mut(into.len().min(from.len()));
+            part.copy_from_slice(&from[..part.len()]);
+            (at, into) = (at + part.len() as u64, rest);
+        }
+        Ok(())
     }
 
     fn discard_before(&mut self, offset: u64) {
@@ -186,7 +256,10 @@ impl Spill for SpillFile {
         if until >= self.hole + HOLE && self.holes == Holes::Possible {
             let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
             match fallocate(file, flags, HEADER + self.hole - self.base, until - self.hole) {
-                Ok(()) => self.hole = until,
+                Ok(()) => {
+                    self.hole = until;
+                    self.sums.forget_before(until - self.base);
+                }
                 Err(_) => self.holes = Holes::Impossible,
             }
         }
@@ -200,6 +273,8 @@ impl Spill for SpillFile {
                 (self.base, self.end, self.needed) = (base, to, from);
                 // What was given back already takes no room when it is given back again.
                 self.hole = base + (from - base) / BLOCK * BLOCK;
+                self.sums = Sums::found(to - base);
+                self.sums.forget_before(self.hole - base);
                 true
             }
             _ => {
@@ -246,6 +321,36 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
 
     use super::*;
+
+    #[test]
+    fn bytes_that_were_damaged_on_the_disk_are_not_read_back() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut spill = SpillFile::new(directory.path(), 1 << 20, |_| {});
+        // In pieces that end anywhere.
+        let mut offset = 100;
+        for length in [1, 70_000, 65_536, 5, 130_000, 30_000] {
+            spill.append(offset, &bytes(offset, length)).unwrap();
+            offset += length as u64;
+        }
+        for damaged in [0, 1, 65_535, 65_536, 131_072, 200_000, offset - 101] {
+            let file = spill.file.as_ref().unwrap().try_clone().unwrap();
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, HEADER + damaged).unwrap();
+            file.write_all_at(&[byte[0] ^ 4], HEADER + damaged).unwrap();
+            spill.sums.read = None;
+            for from in (100..offset).step_by(9_973) {
+                let mut into = vec![0; 9_973.min((offset - from) as usize)];
+                let read = spill.read_at(from, &mut into).map_err(|error| error.kind());
+                let blocks = (from - 100) / BLOCK..=(from - 100 + into.len() as u64 - 1) / BLOCK;
+                if blocks.contains(&(damaged / BLOCK)) {
+                    assert_eq!(read, Err(io::ErrorKind::InvalidData), "byte {damaged}, read from {from}");
+                } else {
+                    assert!(read.is_ok() && into == bytes(from, into.len()), "byte {damaged}, read from {from}");
+                }
+            }
+            file.write_all_at(&byte, HEADER + damaged).unwrap();
+        }
+    }
 
     /// Bytes that tell where they belong.
     fn bytes(from: u64, length: usize) -> Vec<u8> {
