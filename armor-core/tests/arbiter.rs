@@ -341,6 +341,20 @@ fn state_is_captured_in_another_thread_and_given_back_there() {
 }
 
 #[test]
+fn a_state_that_its_element_does_not_take_is_told_and_not_the_end() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("state.redb");
+    let mut states = CapturedStates::open(None, Some(&file)).unwrap();
+    states.save("beta", b"something else").unwrap();
+    drop(states);
+    let mut rig = Rig::run_in(directory, ALPHA_BETA_GAMMA, kinds());
+    let event = rig.event("state-refused");
+    assert_eq!((event.values["element"].as_str(), event.values["reason"].as_str()), ("beta", "not a number"));
+    rig.send_to_me(ask("state_changed"));
+    assert_eq!(rig.stage().lines(1), ["gamma sees the state of beta: [0, 0, 0, 0]"]);
+}
+
+#[test]
 fn an_element_that_cannot_be_built_or_started_in_its_thread_is_an_error_of_the_run() {
     let run = |number: &str| {
         let composition = Composition::parse("c.toml", &ALPHA_BETA_GAMMA.replace("{number}", number), &kinds()).unwrap();
