@@ -219,7 +219,22 @@ impl Armor {
         if self.ending.replace(true) {
             return;
         }
-        self.stop_before(self.places.len());
+        for place in &self.places {
+            if let Place::Here(cell) = place
+                && cell.element().try_borrow_mut().is_ok()
+            {
+                let mut effects = Effects::new();
+                cell.entered(&self.setup, &mut effects, |element, context| element.leave(context));
+                self.carry_out(cell, effects);
+            }
+        }
+        // Behind what they have sent: an element that is being stopped may wait for others.
+        let armor = self.this.clone();
+        self.enqueue_last(move || {
+            if let Some(armor) = armor.upgrade() {
+                armor.stop_before(armor.places.len());
+            }
+        });
     }
 
     /// Stops the elements before `end`, the last one first. At one in another thread it returns, and goes on when that has stopped.

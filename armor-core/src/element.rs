@@ -80,6 +80,12 @@ pub trait Element: Sized + 'static {
         serde_json::Value::Null
     }
 
+    /// The ARMOR is about to end in an orderly way. What is sent now leaves before any element is stopped; one in an Arbiter of its own is
+    /// not asked.
+    fn leave(&mut self, context: &mut Context<'_>) {
+        let _ = context;
+    }
+
     /// The ARMOR ends in an orderly way: close what must be closed.
     fn stop(&mut self, context: &mut Context<'_>) {
         let _ = context;
@@ -166,6 +172,7 @@ pub(crate) trait AnyElement {
     fn restore(&mut self, state: &[u8]) -> Result<(), String>;
     fn state_store(&mut self) -> Option<&mut dyn StateStore>;
     fn status(&self) -> serde_json::Value;
+    fn leave(&mut self, context: &mut Context<'_>);
     fn stop(&mut self, context: &mut Context<'_>);
     fn as_any_mut(&mut self) -> &mut dyn Any;
 }
@@ -205,6 +212,9 @@ impl<E: Element> AnyElement for Erased<E> {
     }
     fn status(&self) -> serde_json::Value {
         self.element.status()
+    }
+    fn leave(&mut self, context: &mut Context<'_>) {
+        self.element.leave(context);
     }
     fn stop(&mut self, context: &mut Context<'_>) {
         self.element.stop(context);

@@ -3,7 +3,7 @@
 //! Purpose: takes connect requests from the shim, finds the ARMOR that oversees the server, and carries the bytes of each
 //! connection; it keeps what the client said since the mark, so that the server and its whole node may vanish.
 //! Subscribes: `MSG_APP_SERVER_TABLE`, `MSG_APP_SERVER_INFO`, `MSG_APPCOMM_CONNECT_REPLY`, `MSG_APPCOMM_REPLAY_CONNECT`,
-//! `MSG_APPCOMM_REPLAY`, `MSG_APPCOMM_DATA`, `MSG_APPCOMM_ACK`, `MSG_APPCOMM_RESET`, `MSG_STATE_MEMORY`.
+//! `MSG_APPCOMM_REPLAY`, `MSG_APPCOMM_DATA`, `MSG_APPCOMM_ACK`, `MSG_APPCOMM_RESET`, `MSG_STATE_MEMORY`, `MSG_APP_SERVICE_GONE`.
 //! Emits: `MSG_APP_SERVER_SUBSCRIBE`, `MSG_APP_LOOKUP_SERVER_INFO`, `MSG_APP_SERVER_TABLE_ACK`, `MSG_APP_CLIENT_CONNECTED`,
 //! `MSG_APPCOMM_SERVER_CONNECT_REQUEST`, `MSG_APPCOMM_DATA`, `MSG_APPCOMM_ACK`, `MSG_APPCOMM_RESET`.
 //! Configuration: `closed` (refuse what is no registered service, thesis §4.2.1), `allowed_uids`, `window_bytes`, `log_bytes`,
@@ -11,6 +11,8 @@
 
 #[path = "app_comm_client/ftm.rs"]
 mod ftm;
+#[path = "app_comm_client/moved.rs"]
+mod moved;
 #[path = "app_comm_client/restored.rs"]
 mod restored;
 
@@ -166,6 +168,7 @@ impl Element for AppCommClient {
             .on(Self::connect_reply)
             .on(Self::replay_connects)
             .on(Self::replay)
+            .on(Self::service_gone)
             .on(Self::data)
             .on(Self::ack)
             .on(Self::reset)
@@ -328,6 +331,7 @@ impl AppCommClient {
         if table.version >= self.version || self.table.is_none() {
             self.version = table.version;
             self.table = Some(ServerTable::new(table.rows.clone(), table.node_addresses.clone()));
+            self.follow_moves(context);
         }
         context.send_to(ArmorId::FTM, AppServerTableAck { version: table.version, armor: context.armor() });
         for early in std::mem::take(&mut self.early) {
@@ -341,6 +345,10 @@ impl AppCommClient {
         let id = ConnectionId(info.request);
         let Some(client) = self.clients.get_mut(&id) else { return };
         match &info.row {
+            Some(_) if info.moving => {
+                // Its node has failed, and it is being started elsewhere: asked again until the deadline.
+                client.looked_up = false;
+            }
             // It has moved: the connect request that is repeated by timer finds it there.
             Some(row) if (row.armor, row.incarnation) != (client.port.note.other_end, client.server.incarnation) => {
                 client.port.note.other_end = row.armor;
@@ -361,13 +369,13 @@ impl AppCommClient {
             context.send_to(ArmorId::FTM, AppLookupServerInfo { address: client.dialled, asker: context.armor(), request: id.0 });
             return;
         }
-        if reply.reply.errno == 0
-            && let Some(client) = self.clients.get_mut(&id)
-        {
-            client.port.note.other_end = source;
-        }
         self.with(id, context, |port, now| {
+            let waited = !port.end.is_established();
             let _ = port.end.handle_connect_reply(&reply.reply, now);
+            if waited && port.end.is_established() {
+                // Not so an old reply, which may come from where the server was.
+                port.note.other_end = source;
+            }
         });
     }
 
@@ -385,8 +393,12 @@ impl AppCommClient {
                 context.send_to(ArmorId::FTM, AppClientConnected { address: asked.address, client: row, connected: false });
                 continue;
             };
+            if asked.incarnation < client.server.incarnation {
+                // It was under way for long, and the server has moved since.
+                continue;
+            }
             client.port.note.other_end = asked.server;
-            client.server.incarnation = asked.incarnation;
+            (client.server.armor, client.server.incarnation) = (asked.server, asked.incarnation);
             self.with(id, context, |port, now| port.end.replay(asked.incarnation, now));
         }
         if next < asked.connections.len() {

@@ -3,7 +3,7 @@
 //! Purpose: reserves what applications bind, registers the servers that listen, connects clients to their listeners, and puts
 //! connections back when a server's process fails: its address is recognised, the clients replay their connect requests, the
 //! stream goes on (thesis §4.5.1).
-//! Subscribes: `MSG_APP_STARTED`, `MSG_APP_FAILED`, `MSG_APP_STANDBY_STARTED`, `MSG_APP_STANDBY_ENDED`,
+//! Subscribes: `MSG_APP_STARTED`, `MSG_APP_FAILED`, `MSG_APP_STANDBY_STARTED`, `MSG_APP_STANDBY_ENDED`, `MSG_APP_TAKE_OVER`, `MSG_APP_FENCED`,
 //! `MSG_APP_SERVER_REGISTERED`, `MSG_APPCOMM_SERVER_CONNECT_REQUEST`,
 //! `MSG_APPCOMM_DATA`, `MSG_APPCOMM_ACK`, `MSG_APPCOMM_RESET`, `MSG_STATE_MEMORY`.
 //! Emits: `MSG_APP_REGISTER_SERVER`, `MSG_APP_UNREGISTER_SERVER`, `MSG_APPCOMM_REPLAY_CONNECT`, `MSG_APPCOMM_CONNECT_REPLY`,
@@ -12,7 +12,7 @@
 //! `max_connections`.
 //!
 //! What applications bind is in `services`, the ends of connections in `connections`, how they come to a process in `dialling`, the
-//! failures of processes in `failures`, what waits for them in `standbys`, what an absent or forgetful FTM means for servers in `ftm`,
+//! failures of processes in `failures`, moves between nodes in `moved`, what waits for them in `standbys`, what an absent or forgetful FTM means for servers in `ftm`,
 //! how recoveries went in `timelines`, and `readiness` tells when a server that listens may be
 //! connected to.
 
@@ -27,6 +27,8 @@ mod dialling;
 mod failures;
 #[path = "app_comm_server/ftm.rs"]
 mod ftm;
+#[path = "app_comm_server/moved.rs"]
+mod moved;
 #[path = "app_comm_server/readiness.rs"]
 mod readiness;
 #[path = "app_comm_server/restored.rs"]
@@ -105,6 +107,7 @@ pub struct AppCommServer {
     /// Processes of an earlier life that are to be watched.
     unsupervised: Vec<u32>,
     servers: HashMap<ConnectionId, Server>,
+    rights: moved::Rights,
     resets: Remembered<ResetReason>,
     /// The last incarnation that was asked for of connections that are over here.
     over: Remembered<Incarnation>,
@@ -139,6 +142,7 @@ impl Element for AppCommServer {
             watched: HashSet::new(),
             unsupervised: Vec::new(),
             servers: HashMap::new(),
+            rights: moved::Rights::new(),
             resets: Remembered::default(),
             over: Remembered::default(),
             timelines: Timelines::default(),
@@ -157,6 +161,8 @@ impl Element for AppCommServer {
             .on(Self::application_failed)
             .on(Self::standby_started)
             .on(Self::standby_ended)
+            .on(Self::take_over)
+            .on(Self::fenced)
             .on(Self::registered)
             .on(Self::memory)
             .on(Self::connect_request)

@@ -2,13 +2,18 @@
 //!
 //! Purpose: one supervised process group per application, watched by pidfd, restarted at once when it fails, with a limit
 //! and a growing pause when it fails young. Lives in the daemon or in an Execution ARMOR (thesis §6.3).
-//! Subscribes: `MSG_APP_LAUNCH`, `MSG_APP_STOP`, `MSG_APP_STANDBY_HELD`, `MSG_APP_FLOWS`. Emits: `MSG_APP_LAUNCHED`, `MSG_APP_STOPPED`,
-//! `MSG_APP_STARTED`, `MSG_APP_FAILED`, `MSG_APP_STANDBY_STARTED`, `MSG_APP_STANDBY_ENDED`.
-//! Configuration: `stop_grace_ms` (between SIGTERM and SIGKILL), `max_log_bytes` (an application's log is begun anew at a restart beyond it).
-//! What waits for a failure is in `standby`.
+//! Subscribes: `MSG_APP_LAUNCH`, `MSG_APP_STOP`, `MSG_APP_STANDBY_HELD`, `MSG_APP_FLOWS`, `MSG_APP_TAKE_OVER`, `MSG_APP_FENCE`,
+//! `MSG_DAEMON_REGISTERED`. Emits: `MSG_APP_LAUNCHED`, `MSG_APP_STOPPED`, `MSG_APP_STARTED`, `MSG_APP_FAILED`, `MSG_APP_STANDBY_STARTED`,
+//! `MSG_APP_STANDBY_ENDED`, `MSG_APP_FENCED`; to the FTM (acknowledged) `MSG_APP_OVERSEER`, `MSG_APP_REPORT`, `MSG_APP_TAKEN_OVER`,
+//! `MSG_APP_FENCE_DONE`.
+//! Configuration: `stop_grace_ms` (between SIGTERM and SIGKILL), `max_log_bytes` (an application's log is begun anew at a restart beyond it),
+//! `labels` (what this node says of itself, for placement).
+//! What waits for a failure is in `standby`, what moves between nodes in `moving`.
 //!
 //! Invariants: APP_COMM_SERVER, in the same thread, is told of a life before its process can say anything; never two lives of an application at once: its whole process group is killed before the next one starts.
 
+#[path = "app_oversight/moving.rs"]
+mod moving;
 #[path = "app_oversight/restored.rs"]
 mod restored;
 #[path = "app_oversight/standby.rs"]
@@ -22,6 +27,7 @@ use std::time::{Duration, Instant};
 use armor_core::context::Context;
 use armor_core::element::{Element, Operations, Setup};
 use armor_core::events::{Event, now_ms};
+use armor_core::operations::SendReliable;
 use armor_proto::hookup::{ENV_INSTANCE, ENV_RUN_DIR, ENV_SERVICE, ENV_SHIM_PATH};
 use armor_proto::ids::{ArmorId, Incarnation};
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -30,7 +36,8 @@ use serde::Deserialize;
 
 use crate::endpoints::{Keeping, descriptors};
 use crate::operations::{
-    AppFailed, AppLaunch, AppLaunched, AppStandbyEnded, AppStandbyStarted, AppStarted, AppStop, AppStopped, ApplicationSpec, ApplicationState,
+    AppFailed, AppFenceDone, AppFenced, AppLaunch, AppLaunched, AppOverseer, AppReport, AppStandbyEnded, AppStandbyStarted, AppStarted, AppStop,
+    AppStopped, AppTakenOver, ApplicationSpec, ApplicationState, Labels, LaunchId, check_labels,
 };
 use standby::{Instance, Standbys};
 
@@ -47,11 +54,12 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 pub struct Config {
     stop_grace_ms: u64,
     max_log_bytes: u64,
+    labels: Labels,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Config { stop_grace_ms: 3000, max_log_bytes: 16 << 20 }
+        Config { stop_grace_ms: 3000, max_log_bytes: 16 << 20, labels: Labels::new() }
     }
 }
 
@@ -71,12 +79,18 @@ struct Application {
     stopping: Option<ArmorId>,
     number: u64,
     standbys: Standbys,
+    launch: LaunchId,
+    /// Given out by the FTM when it ordered this application here; its lives here come after it.
+    epoch: Incarnation,
+    /// The node that it was on before.
+    moved_from: Option<String>,
 }
 
 /// The element.
 pub struct AppOversight {
     config: Config,
     run_dir: PathBuf,
+    node: String,
     applications: BTreeMap<String, Application>,
     next_number: u64,
     next_instance: u64,
@@ -96,17 +110,20 @@ const KILL: u64 = 1;
 impl Element for AppOversight {
     const NAME: &'static str = "app_oversight";
     const PURPOSE: &'static str = "launches, watches and restarts applications (thesis §3.2.2)";
-    const EXAMPLE: &'static str = "stop_grace_ms = 3000\nmax_log_bytes = 16777216\n";
+    const EXAMPLE: &'static str = "stop_grace_ms = 3000\nmax_log_bytes = 16777216\nlabels = { zone = \"a\" }\n";
     // It has to know of a new life of an application before that binds an address.
     const SAME_THREAD: &'static [&'static str] = &["APP_COMM_SERVER"];
     type Config = Config;
 
     fn new(config: Config, setup: &Setup) -> Result<Self, String> {
+        check_labels(&config.labels)?;
         let (keeping, handed) = Keeping::open(setup, Self::NAME)?;
+        // An installed ARMOR is named after its node: node1/web.
+        let node = setup.name.split('/').next().unwrap_or_default().to_owned();
         let (run_dir, applications, exits) = (setup.run_dir.clone(), BTreeMap::new(), handed.exited.into());
         // No life of this ARMOR uses a number again.
         let next_instance = now_ms() << 16;
-        Ok(AppOversight { config, run_dir, applications, next_number: 1, next_instance, leaving: Vec::new(), ending: false, keeping, exits })
+        Ok(AppOversight { config, run_dir, node, applications, next_number: 1, next_instance, leaving: Vec::new(), ending: false, keeping, exits })
     }
 
     fn operations(operations: &mut Operations<Self>) {
@@ -115,6 +132,15 @@ impl Element for AppOversight {
             .on(Self::stop_application)
             .on(Self::standby_held)
             .on(Self::application_flows)
+            .on(Self::take_over)
+            .on(Self::fence)
+            .on(Self::registered)
+            .emits::<AppFenced>()
+            .emits::<AppOverseer>()
+            .emits::<AppReport>()
+            .emits::<AppTakenOver>()
+            .emits::<AppFenceDone>()
+            .emits::<SendReliable>()
             .emits::<AppLaunched>()
             .emits::<AppStopped>()
             .emits::<AppStarted>()
@@ -129,6 +155,10 @@ impl Element for AppOversight {
         std::fs::create_dir_all(&logs).map_err(|error| format!("{}: {error}", logs.display()))?;
         self.keeping.watch(context, Self::process_exited, |_| {});
         self.take_up(context);
+        if context.setup().kind == "execution" {
+            // A daemon does so when the FTM has heard of it.
+            self.report_all(context);
+        }
         Ok(())
     }
 
@@ -160,10 +190,16 @@ impl Element for AppOversight {
                 serde_json::json!({
                     "name": app.spec.name, "state": app.state, "pid": app.pid, "restarts": app.restarts,
                     "incarnation": app.incarnation.0, "log": self.log(&app.spec.name), "command": app.spec.command, "standbys": app.standbys.status(app.spec.standby),
+                    "moved_from": app.moved_from,
                 })
             })
             .collect();
         serde_json::json!({ "applications": applications })
+    }
+
+    fn leave(&mut self, context: &mut Context<'_>) {
+        self.ending = true;
+        self.report_leaving(context);
     }
 
     fn stop(&mut self, _: &mut Context<'_>) {
@@ -210,7 +246,7 @@ impl AppOversight {
             context.send_to(asker, AppLaunched { name, pid: 0, error });
             return;
         }
-        let number = self.next_number;
+        let (number, launch) = (self.next_number, self.next_launch(context));
         self.next_number += 1;
         let incarnation = self.applications.get(&name).map_or(Incarnation(0), |app| app.incarnation);
         let pause = Duration::from_millis(spec.backoff_ms);
@@ -228,6 +264,9 @@ impl AppOversight {
             stopping: None,
             number,
             standbys: Standbys::default(),
+            launch,
+            epoch: Incarnation(0),
+            moved_from: None,
         };
         self.applications.insert(name.clone(), application);
         match self.spawn(&name, context) {
@@ -310,12 +349,13 @@ impl AppOversight {
         let Some(application) = self.applications.get_mut(name) else { return };
         (application.pid, application.born, application.instance) = (process.pid, process.born, process.number);
         context.state_changed();
-        application.incarnation = Incarnation(application.incarnation.0 + 1);
+        application.incarnation = application.next_incarnation();
         application.started = Instant::now();
         application.state = ApplicationState::Running;
         let (pid, incarnation) = (application.pid, application.incarnation);
         context.event(Event::new("application-started").with("service", name).with("pid", pid).with("incarnation", incarnation.0));
         context.send_to(context.armor(), application.started_now());
+        self.report(name, context);
     }
 
     fn ended(&mut self, name: &str, pid: u32, how: &str, orderly: bool, context: &mut Context<'_>) {
@@ -378,6 +418,7 @@ impl AppOversight {
             }
         } else {
             self.end_standbys(name, context);
+            self.report(name, context);
         }
     }
 
@@ -399,6 +440,7 @@ impl AppOversight {
                 let how = "stopped".to_owned();
                 let ended = AppFailed { name: name.clone(), pid, incarnation, how, orderly: true, restarting: false, failed_at_ms: now_ms() };
                 context.send_to(context.armor(), ended);
+                self.report(&name, context);
                 context.send_to(asker, AppStopped { name, error: String::new() });
             }
             Some(_) => context.send_to(asker, AppStopped { name, error: String::new() }),

@@ -3,11 +3,15 @@
 //! Purpose: maps the address that a server listens on to the ARMOR that oversees it, remembers each server's clients, and knows a
 //! server in its recovery phase by the address that it listens on again (thesis §4.5.1).
 //! Subscribes: `MSG_APP_REGISTER_SERVER`, `MSG_APP_UNREGISTER_SERVER`, `MSG_APP_LOOKUP_SERVER_INFO`, `MSG_APP_SERVER_SUBSCRIBE`,
-//! `MSG_APP_SERVER_TABLE_ACK`, `MSG_APP_CLIENT_CONNECTED`, `MSG_DAEMON_REGISTER`.
-//! Emits: `MSG_APP_SERVER_REGISTERED` (acknowledged), `MSG_APP_SERVER_INFO`, `MSG_APP_SERVER_TABLE`.
+//! `MSG_APP_SERVER_TABLE_ACK`, `MSG_APP_CLIENT_CONNECTED`, `MSG_DAEMON_REGISTER`, `MSG_APP_MOVED`, `MSG_NODE_FAILED`, `MSG_NODE_BACK`.
+//! Emits: `MSG_APP_SERVER_REGISTERED` (acknowledged), `MSG_APP_SERVER_INFO`, `MSG_APP_SERVER_TABLE`, `MSG_APP_SERVICE_GONE` (acknowledged).
 //! Configuration: `max_servers`, `max_clients_per_server`, `table_wait_ms` (how long a listen waits for daemons to learn of it).
 //!
+//! Invariant: a service that was moved is registered by the ARMOR that it was moved to, and by no other.
 //! Invariant: a listen that succeeds is known to every daemon that answers in time, so a client that is started after it finds the server.
+
+#[path = "app_server_db/moved.rs"]
+mod moved;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -20,12 +24,13 @@ use armor_core::operations::SendReliable;
 use armor_proto::hookup::Endpoint;
 use armor_proto::ids::{ArmorId, ConnectionId, Incarnation};
 use armor_proto::message::Message;
+use moved::Moved;
 use serde::{Deserialize, Serialize};
 
 use crate::endpoints::ServerTable;
 use crate::operations::{
     AppClientConnected, AppLookupServerInfo, AppRegisterServer, AppServerInfo, AppServerRegistered, AppServerSubscribe, AppServerTable,
-    AppServerTableAck, AppUnregisterServer, DaemonRegister, ServerRow,
+    AppServerTableAck, AppServiceGone, AppUnregisterServer, DaemonRegister, ServerRow,
 };
 
 /// Timer token: capture the clients. Other tokens are versions, which are never 0.
@@ -66,6 +71,8 @@ struct Server {
     /// The registration that made the row what it is. The same one again was not answered: this FTM's life before had died over it.
     #[serde(default)]
     request: u64,
+    supervised: bool,
+    moved: Moved,
 }
 
 impl Server {
@@ -116,6 +123,10 @@ impl Element for AppServerDb {
             .on(Self::table_known)
             .on(Self::client)
             .on(Self::daemon)
+            .on(Self::moved)
+            .on(Self::node_failed)
+            .on(Self::node_back)
+            .emits::<AppServiceGone>()
             .emits::<AppServerRegistered>()
             .emits::<AppServerInfo>()
             .emits::<AppServerTable>()
@@ -171,6 +182,14 @@ impl AppServerDb {
             AppServerRegistered { address: asked.row.address, request: asked.request, errno: 0, incarnation: row.incarnation, clients: BTreeMap::new() };
         let full = self.state.servers.len() >= self.config.max_servers;
         match self.state.servers.get_mut(&row.address) {
+            Some(known) if !known.moved.may_register(row.armor) => {
+                let told = Event::new("server-refused").with("service", &row.service).with("armor", row.armor);
+                context.event(told.with("reason", "the service was moved to another node"));
+                answer.errno = libc::EADDRINUSE;
+            }
+            Some(known) if known.moved == Moved::Gone => {
+                *known = Server { row, clients: BTreeMap::new(), request: asked.request, supervised: asked.supervised, moved: Moved::Not };
+            }
             Some(known) if known.row.service != row.service => answer.errno = libc::EADDRINUSE,
             // One process that listens twice on the address (SO_REUSEPORT): the same life of the same server.
             Some(known) if known.row.armor == row.armor && known.row.incarnation == row.incarnation => {
@@ -189,13 +208,15 @@ impl AppServerDb {
                     .with("clients", known.clients.len());
                 context.event(recovered);
                 known.row = row;
+                known.supervised = asked.supervised;
+                known.moved.registered();
             }
             None if full => {
                 context.event(Event::new("server-refused").with("service", &row.service).with("reason", "the table is full (max_servers)"));
                 answer.errno = libc::ENOBUFS;
             }
             None => {
-                self.state.servers.insert(row.address, Server { row, clients: BTreeMap::new(), request: asked.request });
+                self.state.servers.insert(row.address, Server { row, clients: BTreeMap::new(), request: asked.request, supervised: asked.supervised, moved: Moved::Not });
             }
         }
         if answer.errno != 0 {
@@ -217,7 +238,7 @@ impl AppServerDb {
 
     fn unregister(&mut self, gone: &AppUnregisterServer, context: &mut Context<'_>) {
         let address = gone.address.unmapped();
-        if self.state.servers.get(&address).is_some_and(|server| server.row.armor == gone.armor) {
+        if self.state.servers.get(&address).is_some_and(|server| server.row.armor == gone.armor && server.moved.may_register(gone.armor)) {
             self.state.servers.remove(&address);
             context.state_changed();
             self.publish(context);
@@ -226,12 +247,16 @@ impl AppServerDb {
 
     fn look_up(&mut self, asked: &AppLookupServerInfo, context: &mut Context<'_>) {
         let row = self.table().find(asked.address).cloned();
-        context.send_to(asked.asker, AppServerInfo { address: asked.address, request: asked.request, row });
+        let moving = row.as_ref().and_then(|row| self.state.servers.get(&row.address)).is_some_and(|server| server.moved.is_under_way());
+        context.send_to(asked.asker, AppServerInfo { address: asked.address, request: asked.request, row, moving });
     }
 
     fn table(&self) -> ServerTable {
-        let rows = self.state.servers.values().map(|server| server.row.clone()).collect();
-        ServerTable::new(rows, self.state.node_addresses.iter().copied().collect())
+        ServerTable::new(self.rows(), self.state.node_addresses.iter().copied().collect())
+    }
+
+    fn rows(&self) -> Vec<ServerRow> {
+        self.state.servers.values().filter(|server| server.moved != Moved::Gone).map(|server| server.row.clone()).collect()
     }
 
     fn publish(&mut self, context: &mut Context<'_>) {
@@ -242,7 +267,7 @@ impl AppServerDb {
     }
 
     fn tell(&self, subscriber: ArmorId, context: &mut Context<'_>) {
-        let rows = self.state.servers.values().map(|server| server.row.clone()).collect();
+        let rows = self.rows();
         let node_addresses = self.state.node_addresses.iter().copied().collect();
         context.send_to(subscriber, AppServerTable { version: self.state.version, rows, node_addresses });
     }
@@ -325,7 +350,7 @@ mod tests {
 
     fn request(db: &mut AppServerDb, row: ServerRow, request: u64) -> Option<AppServerRegistered> {
         let (setup, mut effects) = (setup(), Effects::new());
-        db.register(&AppRegisterServer { row, request }, &mut Context::detached(&setup, None, &mut effects));
+        db.register(&AppRegisterServer { row, request, supervised: true, any_port: false }, &mut Context::detached(&setup, None, &mut effects));
         registered(&effects)
     }
 

@@ -2,8 +2,9 @@
 //!
 //! Purpose: starts an ARMOR as a process of its own, waits until it has attached, sends it heartbeats, and starts it again
 //! under the same name, so with the same identity, from its captured state when it ends or is silent.
-//! Subscribes: `MSG_INSTALL_ARMOR`, `MSG_UNINSTALL_ARMOR`, `MSG_ARMOR_ATTACH`, `MSG_HEARTBEAT_REPLY`.
-//! Emits: `MSG_ARMOR_READY`, `MSG_HEARTBEAT`.
+//! Subscribes: `MSG_INSTALL_ARMOR`, `MSG_UNINSTALL_ARMOR`, `MSG_ARMOR_ATTACH`, `MSG_HEARTBEAT_REPLY`,
+//! `MSG_DAEMON_REGISTERED` (installed ARMORs are told).
+//! Emits: `MSG_ARMOR_READY`, `MSG_HEARTBEAT`, `MSG_DAEMON_REGISTERED`.
 //! Configuration: `heartbeat_ms`, `misses`, `program`; see [`Config`].
 //!
 //! Invariant: at most one process of an installed ARMOR is meant to run; what ends with status 0 has ended by its own will.
@@ -20,7 +21,7 @@ use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
 use crate::links::child::{self, Ended, Launch};
-use crate::operations::{ArmorAttach, ArmorReady, Heartbeat, HeartbeatReply, InstallArmor, UninstallArmor};
+use crate::operations::{ArmorAttach, ArmorReady, DaemonRegistered, Heartbeat, HeartbeatReply, InstallArmor, UninstallArmor};
 
 const MAX_INSTALLED: usize = 256;
 /// Restarts allowed within `restart_window_s`.
@@ -147,7 +148,9 @@ impl Element for ArmorInstaller {
             .on(Self::uninstall)
             .on(Self::attached)
             .on(Self::heartbeat_reply)
+            .on(Self::registered)
             .emits::<ArmorReady>()
+            .emits::<DaemonRegistered>()
             .emits::<Heartbeat>();
     }
 
@@ -475,6 +478,13 @@ impl ArmorInstaller {
                 installed.asked = true;
                 context.send_to(installed.armor, Heartbeat { sequence: self.sequence, asker: context.armor() });
             }
+        }
+    }
+
+    /// The FTM knows this node: what ARMORs here have to tell it they tell now.
+    fn registered(&mut self, registered: &DaemonRegistered, context: &mut Context<'_>) {
+        for installed in self.installed.values().filter(|installed| installed.state == State::Running) {
+            context.send_to(installed.armor, registered.clone());
         }
     }
 

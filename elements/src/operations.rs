@@ -1,6 +1,7 @@
 //! The operations of the elements in this crate, with the thesis's names (see NAMES.md).
 
 mod application;
+mod placement;
 mod ready;
 mod standby;
 
@@ -11,6 +12,7 @@ use armor_proto::ids::{ArmorId, ConnectionId, Incarnation};
 use serde::{Deserialize, Serialize};
 
 pub use application::{ApplicationSpec, ApplicationState, OnDivergence, Policy};
+pub use placement::{Labels, LaunchId, PlacedAddress, Placement, check_labels};
 pub use ready::{ReadyQuestion, SpokenBytes};
 pub use standby::StandbyCount;
 
@@ -92,11 +94,29 @@ armor_proto::operations! { ELEMENT_OPERATIONS;
     0x013e MSG_APP_STANDBY_ENDED => pub struct AppStandbyEnded { name: String, instance: u64 }
     /// An application that is to have standbys serves, and all its connections flow. Inside the overseer's ARMOR.
     0x013f MSG_APP_FLOWS => pub struct AppFlows { name: String, incarnation: Incarnation }
+    /// How an application is doing, from its overseer to the FTM.
+    0x0140 MSG_APP_REPORT => pub struct AppReport { overseer: ArmorId, node: String, launch: LaunchId, spec: ApplicationSpec, incarnation: Incarnation, restarts: u64, state: ApplicationState }
+    /// Run this application, whose node has failed (thesis §4.5.4); its first life here comes after `incarnation`. Idempotent.
+    0x0141 MSG_APP_TAKE_OVER => pub struct AppTakeOver { spec: ApplicationSpec, launch: LaunchId, incarnation: Incarnation, restarts: u64, moved_from: String, addresses: Vec<PlacedAddress>, failed_at_ms: u64, chosen_at_ms: u64 }
+    /// It runs here, or why not. Goes to the FTM.
+    0x0142 MSG_APP_TAKEN_OVER => pub struct AppTakenOver { name: String, launch: LaunchId, incarnation: Incarnation, overseer: ArmorId, error: String }
+    /// The application runs elsewhere: end every life of it that comes before an incarnation, at once and without a word to its clients.
+    0x0143 MSG_APP_FENCE => pub struct AppFence { name: String, launch: LaunchId, below: Incarnation, moved_to: String }
+    /// A supervised application was ended here because it runs elsewhere. Inside the overseer's ARMOR.
+    0x0144 MSG_APP_FENCED => pub struct AppFenced { name: String }
+    /// Nothing of such lives is left here. Goes to the FTM.
+    0x0145 MSG_APP_FENCE_DONE => pub struct AppFenceDone { launch: LaunchId, overseer: ArmorId }
+    /// An overseer is there: its node, what that says of itself, and all that it has to run. Goes to the FTM.
+    0x0146 MSG_APP_OVERSEER => pub struct AppOverseer { overseer: ArmorId, node: String, labels: Labels, launches: Vec<LaunchId> }
+    /// Inside the FTM: the right to a service's addresses goes from one ARMOR to another; to -1 when nobody serves them any more.
+    0x0147 MSG_APP_MOVED => pub struct AppMoved { service: String, from: ArmorId, to: ArmorId }
+    /// To a client's ARMOR: a server of these connections is gone, and nobody starts it again.
+    0x0148 MSG_APP_SERVICE_GONE => pub struct AppServiceGone { address: Endpoint, connections: Vec<ConnectionId> }
     /// What the FTM remembers by: a number that is drawn when it may have lost something that it was told. Whoever has told it something under
     /// another number tells it again. To each daemon that registers, and on to the ARMORs of its node.
     0x0150 MSG_STATE_MEMORY => pub struct StateMemory { memory: u64 }
-    /// A server listens on an address (thesis §4.2.2), to APP_SERVER_DB.
-    0x0200 MSG_APP_REGISTER_SERVER => pub struct AppRegisterServer { row: ServerRow, request: u64 }
+    /// A server listens on an address (thesis §4.2.2), to APP_SERVER_DB. `any_port`: it had asked for port 0.
+    0x0200 MSG_APP_REGISTER_SERVER => pub struct AppRegisterServer { row: ServerRow, request: u64, supervised: bool, any_port: bool }
     /// Answer. `clients` are those that were connected when the server is in its recovery phase (thesis §4.5.1), by the ARMOR at their
     /// end; errno != 0 refuses.
     0x0201 MSG_APP_SERVER_REGISTERED => pub struct AppServerRegistered { address: Endpoint, request: u64, errno: i32, incarnation: Incarnation, clients: BTreeMap<ArmorId, Vec<ConnectionId>> }
@@ -104,8 +124,8 @@ armor_proto::operations! { ELEMENT_OPERATIONS;
     0x0202 MSG_APP_UNREGISTER_SERVER => pub struct AppUnregisterServer { address: Endpoint, armor: ArmorId }
     /// Which ARMOR oversees the server at this address (thesis §4.2.1)?
     0x0203 MSG_APP_LOOKUP_SERVER_INFO => pub struct AppLookupServerInfo { address: Endpoint, asker: ArmorId, request: u64 }
-    /// Answer; `row` is absent (thesis: -1) when there is none.
-    0x0204 MSG_APP_SERVER_INFO => pub struct AppServerInfo { address: Endpoint, request: u64, row: Option<ServerRow> }
+    /// Answer; `row` is absent (thesis: -1) when there is none. `moving`: it is being started on another node.
+    0x0204 MSG_APP_SERVER_INFO => pub struct AppServerInfo { address: Endpoint, request: u64, row: Option<ServerRow>, moving: bool }
     /// An APP_COMM_CLIENT wants to be told of every server that comes and goes.
     0x0205 MSG_APP_SERVER_SUBSCRIBE => pub struct AppServerSubscribe { armor: ArmorId }
     /// The whole table of servers and the node addresses that wildcard servers answer for; acknowledged with `MSG_APP_SERVER_TABLE_ACK`.

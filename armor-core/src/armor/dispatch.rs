@@ -66,6 +66,11 @@ impl Armor {
         waiting.push_back(queued);
     }
 
+    /// The end of the ARMOR is done in its turn, however much waits.
+    pub(super) fn enqueue_last(&self, work: impl FnOnce() + 'static) {
+        self.queue.waiting.borrow_mut().push_back(Queued::Then(Box::new(work)));
+    }
+
     /// Dispatches until nothing waits. After a slice of work the rest is left to a task, so that elements that send to themselves without
     /// end hold up nothing else.
     pub(super) fn drain(&self) {

@@ -160,7 +160,7 @@ fn recoveries(survey: &Survey) -> Table {
 }
 
 fn timeline(recovery: &Value) -> String {
-    let steps = ["detected", "restarted", "bound", "ready", "reconnected", "replayed", "flowing"];
+    let steps = ["detected", "chosen", "restarted", "bound", "ready", "reconnected", "replayed", "flowing"];
     let reached = steps.iter().filter(|step| !recovery[format!("{step}_ms")].is_null());
     reached.map(|step| format!("{step} {}", text(&recovery[format!("{step}_ms")]))).collect::<Vec<_>>().join(", ")
 }

@@ -109,6 +109,20 @@ impl Environment {
         armors.iter().flat_map(|armor| armor["status"]["elements"][element]["state"][list].as_array().cloned()).flatten().collect()
     }
 
+    /// All applications, with the name of the ARMOR that oversees each as `armor_name`.
+    pub fn applications(&self) -> Vec<Value> {
+        let status = self.status();
+        let mut applications = Vec::new();
+        for armor in status["armors"].as_array().into_iter().flatten() {
+            for application in armor["status"]["elements"]["app_oversight"]["state"]["applications"].as_array().into_iter().flatten() {
+                let mut application = application.clone();
+                application["armor_name"] = armor["name"].clone();
+                applications.push(application);
+            }
+        }
+        applications
+    }
+
     /// Connections as the ARMORs of servers see them.
     pub fn server_ends(&self) -> Vec<Value> {
         self.listed("APP_COMM_SERVER", "connections")

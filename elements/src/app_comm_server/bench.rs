@@ -176,7 +176,7 @@ impl Bench {
 
     /// APP_SERVER_DB answers the oldest registration.
     pub(super) fn register(&mut self, clients: &[ConnectionId]) {
-        let AppRegisterServer { row, request } = self.registrations.pop_front().unwrap();
+        let AppRegisterServer { row, request, .. } = self.registrations.pop_front().unwrap();
         let clients = if clients.is_empty() { BTreeMap::new() } else { BTreeMap::from([(CLIENTS, clients.to_vec())]) };
         let answer = AppServerRegistered { address: row.address, request, errno: 0, incarnation: row.incarnation, clients };
         self.call(|element, context| element.registered(&answer, context));

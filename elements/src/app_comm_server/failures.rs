@@ -87,6 +87,7 @@ impl AppCommServer {
         if !failed.restarting {
             addresses.into_iter().for_each(|address| self.unregister(address, context));
             self.applications.remove(&failed.name);
+            self.rights.remove(&failed.name);
         }
     }
 

@@ -14,7 +14,7 @@ use armor_proto::ids::ArmorId;
 use armor_proto::message::Message;
 
 use super::AppCommServer;
-use crate::operations::{AppRegisterServer, AppServerRegistered, StateMemory};
+use crate::operations::{AppServerRegistered, StateMemory};
 
 /// After so long without an answer of the FTM an operator is told that a server's listen waits.
 const WAITS: Duration = Duration::from_secs(5);
@@ -46,7 +46,7 @@ impl AppCommServer {
         context.event(told.with("waited_s", waited.as_secs()).with("reason", "the FTM does not answer; see that it runs (armor up)"));
         if waited >= AGAIN {
             // The acknowledged message has been given up.
-            context.send_reliable(Message::to(ArmorId::FTM, AppRegisterServer { row: service.row(context.armor()), request }));
+            context.send_reliable(Message::to(ArmorId::FTM, service.registration(context.armor(), request)));
         }
         true
     }
@@ -65,8 +65,7 @@ impl AppCommServer {
         // What it had yet to answer its earlier life may have taken along. An answer that comes twice is heard once.
         for (&request, registration) in &self.registrations {
             if let Some(service) = self.services.get(&registration.address) {
-                let row = service.row(context.armor());
-                context.send_reliable(Message::to(ArmorId::FTM, AppRegisterServer { row, request }));
+                context.send_reliable(Message::to(ArmorId::FTM, service.registration(context.armor(), request)));
             }
         }
         if self.ftm_memory.replace(memory.memory) == Some(memory.memory) {
@@ -74,7 +73,7 @@ impl AppCommServer {
         }
         for service in self.services.values().filter(|service| service.registered) {
             self.next = self.next.wrapping_add(1);
-            let again = AppRegisterServer { row: service.row(context.armor()), request: self.next };
+            let again = service.registration(context.armor(), self.next);
             context.send_reliable(Message::to(ArmorId::FTM, again));
         }
     }

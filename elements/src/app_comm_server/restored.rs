@@ -68,6 +68,7 @@ struct Captured {
     applications: Vec<CapturedApplication>,
     /// Processes that have bound addresses without supervision.
     watched: Vec<u32>,
+    rights: super::moved::Rights,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -82,6 +83,7 @@ struct CapturedService {
     settled_ms: Option<u32>,
     recovering: bool,
     registered: bool,
+    any_port: bool,
     listeners: Vec<CapturedListener>,
 }
 
@@ -116,6 +118,7 @@ impl AppCommServer {
             settled_ms: service.settled_ms,
             recovering: service.recovering,
             registered: service.registered,
+            any_port: service.any_port,
             listeners: service.listeners.iter().map(CapturedListener::of).collect(),
         });
         let applications = self.applications.values().map(|application| CapturedApplication {
@@ -126,7 +129,7 @@ impl AppCommServer {
             ready: matches!(application.readiness, Readiness::Ready),
             instance: application.instance,
         });
-        rmp_serde::to_vec(&Captured { services: services.collect(), applications: applications.collect(), watched: self.watched.iter().copied().collect() }).ok()
+        rmp_serde::to_vec(&Captured { services: services.collect(), applications: applications.collect(), watched: self.watched.iter().copied().collect(), rights: self.rights.clone() }).ok()
     }
 
     /// Takes back what was captured. The holders come from the vault: a service without one has lost its port.
@@ -138,6 +141,7 @@ impl AppCommServer {
         }
         // Watched from `take_up` on, once their services are back.
         self.unsupervised = captured.watched;
+        self.rights = captured.rights;
         let Some((_, handed)) = &mut self.left else { return Ok(()) };
         for service in captured.services {
             let Some(holder) = handed.take(&holder_key(service.address.unmapped())) else { continue };
@@ -152,6 +156,7 @@ impl AppCommServer {
                 policy: service.policy,
                 settled_ms: service.settled_ms,
                 registered: service.registered,
+                any_port: service.any_port,
                 name: service.name,
                 address: service.address,
                 on_divergence: service.on_divergence,

@@ -48,6 +48,8 @@ pub(super) struct Service {
     pub(super) recovering: bool,
     /// APP_SERVER_DB has been told. Until then it is but an address that somebody has bound.
     pub(super) registered: bool,
+    /// It had asked for port 0: the next life gets this port again.
+    pub(super) any_port: bool,
     /// Connections that wait for a process, in the order in which they came; each once.
     pub(super) waiting: VecDeque<ConnectionId>,
     /// The queue is looked at again soon.
@@ -98,9 +100,10 @@ impl Service {
     }
 
     /// As APP_SERVER_DB knows it.
-    pub(super) fn row(&self, armor: ArmorId) -> ServerRow {
-        let Service { address, incarnation, policy, settled_ms, deadline_ms, .. } = *self;
-        ServerRow { address, armor, incarnation, service: self.name.clone(), policy, deadline_ms, settled_ms }
+    pub(super) fn registration(&self, armor: ArmorId, request: u64) -> AppRegisterServer {
+        let Service { address, incarnation, policy, settled_ms, deadline_ms, supervised, any_port, .. } = *self;
+        let row = ServerRow { address, armor, incarnation, service: self.name.clone(), policy, deadline_ms, settled_ms };
+        AppRegisterServer { row, request, supervised, any_port }
     }
 
     fn listener(&mut self, id: u64) -> Option<&mut Listener> {
@@ -153,13 +156,15 @@ impl AppCommServer {
         let life = application.map(|application| application.incarnation);
         // A server that nobody supervises is known again by its program, so that it may be restarted by hand.
         let name = service.unwrap_or_else(|| program_name(asked.pid));
-        let address = match self.claim(addr, &name, life, reuse_port, &socket) {
+        let addr_again = self.address_again(addr, &name, life).unwrap_or(addr);
+        let address = match self.claim(addr_again, &name, life, reuse_port, &socket, context) {
             Ok(address) => address,
             Err(errno) => return asked.reply.send(&Reply::Bound { errno, listener: 0, name: None }, None),
         };
         self.next = self.next.wrapping_add(1);
         let (id, name_of_listener) = (self.next, Name::listener(self.next, address));
         let (service, own) = self.enter(address, &name, spec.as_deref(), life, socket);
+        service.any_port = addr.port == 0;
         service.listeners.push(Listener { id, name: name_of_listener, binder: Some(asked.pid), own, progress: Progress::Bound });
         self.keep_service(address.unmapped());
         context.state_changed();
@@ -183,7 +188,7 @@ impl AppCommServer {
     }
 
     /// The address that a bind gets, with its port; or the errno.
-    fn claim(&mut self, asked: Endpoint, name: &str, life: Option<Incarnation>, reuse_port: bool, holder: &OwnedFd) -> Result<Endpoint, i32> {
+    fn claim(&mut self, asked: Endpoint, name: &str, life: Option<Incarnation>, reuse_port: bool, holder: &OwnedFd, context: &mut Context<'_>) -> Result<Endpoint, i32> {
         let known = self.services.get_mut(&asked.unmapped()).filter(|_| asked.port != 0);
         if let Some(known) = known {
             if known.name != name {
@@ -204,7 +209,13 @@ impl AppCommServer {
         if self.services.len() >= MAX_ADDRESSES {
             return Err(libc::ENOBUFS);
         }
-        let bound = rustix::net::bind(holder, &SocketAddr::from(asked)).and_then(|()| rustix::net::getsockname(holder));
+        if let Err(errno) = self.hold(asked, name, holder, context) {
+            return Err(errno.raw_os_error());
+        }
+        if asked.port != 0 {
+            return Ok(asked);
+        }
+        let bound = rustix::net::getsockname(holder);
         let bound = SocketAddr::try_from(bound.map_err(rustix::io::Errno::raw_os_error)?).map_err(|_| libc::EINVAL)?;
         Ok(Endpoint { port: bound.port(), ..asked })
     }
@@ -244,6 +255,7 @@ impl AppCommServer {
                     next_listener: 0,
                     recovering: false,
                     registered: false,
+                    any_port: false,
                     waiting: VecDeque::new(),
                     dials_again: false,
                 });
@@ -266,12 +278,13 @@ impl AppCommServer {
         listener.progress = Progress::Registering;
         listener.binder = None;
         service.registered = true;
-        let (address, row) = (service.address.unmapped(), service.row(context.armor()));
+        let (address, mut registration) = (service.address.unmapped(), service.registration(context.armor(), 0));
         self.next = self.next.wrapping_add(1);
         let request = self.next;
+        registration.request = request;
         self.registrations.insert(request, Registration { reply, address, listener: id, since: Instant::now() });
         self.keep_service(address);
-        context.send_reliable(Message::to(ArmorId::FTM, AppRegisterServer { row, request }));
+        context.send_reliable(Message::to(ArmorId::FTM, registration));
         self.wait_for_ftm(request, context);
     }
 

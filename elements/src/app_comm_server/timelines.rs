@@ -14,6 +14,9 @@ pub(super) enum Step {
     /// The overseer knows that the process has failed.
     #[serde(rename = "detected_ms")]
     Detected,
+    /// The FTM has chosen another node for it.
+    #[serde(rename = "chosen_ms")]
+    Chosen,
     /// The next process runs.
     #[serde(rename = "restarted_ms")]
     Restarted,
@@ -64,6 +67,15 @@ impl Timelines {
         }
         self.recoveries.push_back(Timeline { service: service.to_owned(), incarnation, at_ms, steps: BTreeMap::new(), flows: false });
         self.reached(service, Step::Detected);
+    }
+
+    /// An application is taken over from a node that has failed: the FTM knew it, and chose this one, then, by its clock.
+    pub(super) fn begin_moved(&mut self, service: &str, incarnation: u32, failed_at_ms: u64, chosen_at_ms: u64) {
+        if self.recoveries.len() >= KEPT {
+            self.recoveries.pop_front();
+        }
+        let steps = BTreeMap::from([(Step::Detected, 0), (Step::Chosen, chosen_at_ms.saturating_sub(failed_at_ms))]);
+        self.recoveries.push_back(Timeline { service: service.to_owned(), incarnation, at_ms: failed_at_ms, steps, flows: false });
     }
 
     /// The last recovery of a service has come to a step now. The first to reach it counts.

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::standby::{Instance, Standbys};
 use super::{AppOversight, Application, kill_group, pid_of};
 use crate::endpoints::watch_process;
-use crate::operations::{ApplicationSpec, ApplicationState};
+use crate::operations::{ApplicationSpec, ApplicationState, LaunchId};
 
 /// How long the vault may take to say how a process has ended whose end is seen here.
 const STATUS_WITHIN: Duration = Duration::from_millis(50);
@@ -39,6 +39,9 @@ struct Captured {
     instance: u64,
     #[serde(default)]
     standbys: Standbys,
+    launch: LaunchId,
+    epoch: Incarnation,
+    moved_from: Option<String>,
 }
 
 /// What is captured of the element.
@@ -63,6 +66,9 @@ impl AppOversight {
                 restarts: application.restarts,
                 instance: application.instance,
                 standbys: application.standbys.clone(),
+                launch: application.launch,
+                epoch: application.epoch,
+                moved_from: application.moved_from.clone(),
             })
             .collect();
         rmp_serde::to_vec(&CapturedElement { applications: captured, leaving: self.leaving.clone() }).ok()
@@ -71,7 +77,7 @@ impl AppOversight {
     pub(super) fn take_back(&mut self, state: &[u8]) -> Result<(), String> {
         let captured: CapturedElement = rmp_serde::from_slice(state).map_err(|error| error.to_string())?;
         self.leaving = captured.leaving;
-        for Captured { spec, state, pid, born, incarnation, restarts, instance, standbys } in captured.applications {
+        for Captured { spec, state, pid, born, incarnation, restarts, instance, standbys, launch, epoch, moved_from } in captured.applications {
             let number = self.next_number;
             self.next_number += 1;
             let (name, pause) = (spec.name.clone(), Duration::from_millis(spec.backoff_ms));
@@ -90,6 +96,9 @@ impl AppOversight {
                 stopping,
                 number,
                 standbys,
+                launch,
+                epoch,
+                moved_from,
             };
             self.applications.insert(name, taken);
         }

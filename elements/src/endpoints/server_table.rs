@@ -44,6 +44,12 @@ impl ServerTable {
         .or_else(|| dialled.ip.is_unspecified().then(|| self.rows.get(&Endpoint::new([127, 0, 0, 1].into(), dialled.port))).flatten())
     }
 
+    /// The server that bound this very address.
+    #[must_use]
+    pub fn at(&self, address: Endpoint) -> Option<&ServerRow> {
+        self.rows.get(&address.unmapped())
+    }
+
     /// All of them.
     pub fn rows(&self) -> impl Iterator<Item = &ServerRow> {
         self.rows.values()

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ReadyQuestion, StandbyCount};
+use super::{Placement, ReadyQuestion, StandbyCount};
 
 /// How a service recovers its connections: where a new process takes them up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
@@ -79,6 +79,9 @@ pub struct ApplicationSpec {
     /// Further instances that are started ahead and wait inside their first `bind` for the failure of the running one.
     #[serde(default)]
     pub standby: StandbyCount,
+    /// Where it may run when its node fails.
+    #[serde(default)]
+    pub placement: Placement,
 }
 
 impl ApplicationSpec {
@@ -95,6 +98,9 @@ impl ApplicationSpec {
             return Err((format!("ready.{key}"), format!("ready.{key}: {reason}")));
         }
         self.standby.check().map_err(|(key, reason)| (key.to_owned(), reason))?;
+        if let Err((key, reason)) = self.placement.check() {
+            return Err((format!("placement.{key}"), format!("placement.{key}: {reason}")));
+        }
         let wrong = match (self.settled_ms, self.policy) {
             (Some(0), _) => "settled_ms is 0: no silence would be needed for an answer to be complete; leave it out, or take 1 or more",
             (Some(_), Policy::Stream | Policy::Reconnect) => {

@@ -1,0 +1,155 @@
+//! Applications that move between nodes (thesis §4.5.4): the FTM is told of all of them, has them taken over, and has them ended where they
+//! were when that node comes back.
+//!
+//! Invariant: a fence ends lives that came before the move that it speaks of, never one that was ordered after it.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use armor_core::context::Context;
+use armor_core::events::{Event, now_ms};
+use armor_proto::ids::{ArmorId, Incarnation};
+use armor_proto::message::Message;
+use rustix::process::Signal;
+
+use super::standby::Standbys;
+use super::{AppOversight, Application, MAX_APPLICATIONS, kill_group};
+use crate::operations::{
+    AppFence, AppFenceDone, AppFenced, AppOverseer, AppReport, AppTakeOver, AppTakenOver, ApplicationState, DaemonRegistered, LaunchId,
+};
+
+impl AppOversight {
+    /// An identity for one more launch. It is drawn per life of the ARMOR, so that it never comes again.
+    pub(super) fn next_launch(&self, context: &Context<'_>) -> LaunchId {
+        LaunchId((now_ms() << 20).wrapping_add(self.next_number) ^ context.armor().0)
+    }
+
+    /// The FTM knows this node (again): it is told of everything here.
+    pub(super) fn registered(&mut self, registered: &DaemonRegistered, context: &mut Context<'_>) {
+        if registered.accepted {
+            self.report_all(context);
+        }
+    }
+
+    pub(super) fn report_all(&self, context: &mut Context<'_>) {
+        let present = self.applications.values().filter(|app| app.is_meant_to_run());
+        let launches = present.map(|app| app.launch).collect();
+        let labels = self.config.labels.clone();
+        let there = AppOverseer { overseer: context.armor(), node: self.node.clone(), labels, launches };
+        context.send_reliable(Message::to(ArmorId::FTM, there));
+        for name in self.applications.keys() {
+            self.report(name, context);
+        }
+    }
+
+    /// Tells the FTM how an application is doing.
+    pub(super) fn report(&self, name: &str, context: &mut Context<'_>) {
+        let Some(application) = self.applications.get(name) else { return };
+        let Application { launch, incarnation, restarts, state, .. } = *application;
+        let (overseer, node, spec) = (context.armor(), self.node.clone(), application.spec.clone());
+        let report = AppReport { overseer, node, launch, spec, incarnation, restarts, state };
+        context.send_reliable(Message::to(ArmorId::FTM, report));
+    }
+
+    /// This ARMOR ends by its operator's will, and with it its applications: they are not to be started elsewhere.
+    pub(super) fn report_leaving(&mut self, context: &mut Context<'_>) {
+        let names: Vec<_> = self.applications.iter().filter(|(_, app)| app.is_meant_to_run()).map(|(name, _)| name.clone()).collect();
+        for name in names {
+            let Some(application) = self.applications.get(&name) else { continue };
+            let Application { launch, incarnation, restarts, .. } = *application;
+            let (overseer, node, spec) = (context.armor(), self.node.clone(), application.spec.clone());
+            let report = AppReport { overseer, node, launch, spec, incarnation, restarts, state: ApplicationState::Ended };
+            context.send_reliable(Message::to(ArmorId::FTM, report));
+        }
+    }
+
+    /// `MSG_APP_TAKE_OVER`: its node has failed, and it is to run here.
+    pub(super) fn take_over(&mut self, order: &AppTakeOver, context: &mut Context<'_>) {
+        let name = order.spec.name.clone();
+        let error = match self.applications.get_mut(&name) {
+            // It has never been away, or the order came twice: fences that were meant for it before this order are not any more.
+            Some(known) if known.launch == order.launch && known.is_meant_to_run() => {
+                known.epoch = known.epoch.max(order.incarnation);
+                context.state_changed();
+                String::new()
+            }
+            Some(known) if known.is_meant_to_run() => format!("another application {name:?} runs under this ARMOR"),
+            _ => self.begin_taken_over(order, context).err().unwrap_or_default(),
+        };
+        let answer = AppTakenOver { name, launch: order.launch, incarnation: order.incarnation, overseer: context.armor(), error };
+        context.send_reliable(Message::to(ArmorId::FTM, answer));
+    }
+
+    fn begin_taken_over(&mut self, order: &AppTakeOver, context: &mut Context<'_>) -> Result<(), String> {
+        let spec = order.spec.clone();
+        spec.check().map_err(|(key, reason)| format!("{key}: {reason}"))?;
+        if self.ending {
+            return Err("this ARMOR is ending".to_owned());
+        }
+        if self.applications.len() >= MAX_APPLICATIONS && !self.applications.contains_key(&spec.name) {
+            return Err(format!("{MAX_APPLICATIONS} applications are supervised here already"));
+        }
+        let number = self.next_number;
+        self.next_number += 1;
+        let (name, pause) = (spec.name.clone(), Duration::from_millis(spec.backoff_ms));
+        let taken = Application {
+            spec,
+            state: ApplicationState::Restarting,
+            pid: 0,
+            born: 0,
+            incarnation: order.incarnation,
+            started: Instant::now(),
+            failures: VecDeque::new(),
+            restarts: order.restarts,
+            pause,
+            stopping: None,
+            number,
+            instance: 0,
+            standbys: Standbys::default(),
+            launch: order.launch,
+            epoch: order.incarnation,
+            moved_from: Some(order.moved_from.clone()).filter(|from| *from != self.node),
+        };
+        self.applications.insert(name.clone(), taken);
+        self.spawn(&name, context).map(drop).inspect_err(|error| {
+            context.event(Event::new("application-not-started").with("service", &name).with("reason", error));
+            self.applications.remove(&name);
+            context.send_to(context.armor(), AppFenced { name });
+        })
+    }
+
+    /// `MSG_APP_FENCE`: it runs on another node by now.
+    pub(super) fn fence(&mut self, fence: &AppFence, context: &mut Context<'_>) {
+        let before = |app: &&mut Application| app.launch == fence.launch && app.epoch < fence.below && app.incarnation < fence.below;
+        let standbys: Vec<u32> = self.applications.get_mut(&fence.name).filter(before).map_or_else(Vec::new, |app| app.standbys.pids().collect());
+        if !standbys.is_empty() {
+            self.end_standbys(&fence.name, context);
+            standbys.into_iter().for_each(|pid| kill_group(pid, Signal::KILL));
+        }
+        if let Some(application) = self.applications.get_mut(&fence.name).filter(before) {
+            if application.state == ApplicationState::Running {
+                kill_group(application.pid, Signal::KILL);
+            }
+            let told = Event::new("application-fenced").with("service", &fence.name).with("incarnation", application.incarnation.0);
+            context.event(told.with("pid", application.pid).with("moved_to", &fence.moved_to));
+            // Without it nobody hears of the end of its process, which is no failure.
+            self.applications.remove(&fence.name);
+            context.state_changed();
+            context.send_to(context.armor(), AppFenced { name: fence.name.clone() });
+        }
+        let done = AppFenceDone { launch: fence.launch, overseer: context.armor() };
+        context.send_reliable(Message::to(ArmorId::FTM, done));
+    }
+}
+
+impl Application {
+    /// Its process runs, or is to be started.
+    fn is_meant_to_run(&self) -> bool {
+        matches!(self.state, ApplicationState::Running | ApplicationState::Restarting)
+    }
+
+    /// The incarnation of its next life.
+    pub(super) fn next_incarnation(&self) -> Incarnation {
+        Incarnation(self.incarnation.max(self.epoch).0.saturating_add(1))
+    }
+}

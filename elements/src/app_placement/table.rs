@@ -1,0 +1,115 @@
+//! What the FTM knows of applications and of the nodes that they may run on. All of it is captured.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use armor_proto::ids::{ArmorId, Incarnation};
+use serde::{Deserialize, Serialize};
+
+use super::choice::{Candidate, choose};
+use crate::operations::{ApplicationSpec, ApplicationState, Labels, LaunchId, PlacedAddress};
+
+/// Incarnations that an application may come to by itself before it has to be moved again: ten restarts a minute for four days.
+const ROOM: u32 = 1 << 16;
+
+#[derive(Default, Serialize, Deserialize)]
+pub(super) struct Table {
+    pub(super) nodes: BTreeMap<ArmorId, Node>,
+    pub(super) applications: BTreeMap<LaunchId, Placed>,
+}
+
+/// A node, by the ARMOR of its daemon.
+#[derive(Default, Serialize, Deserialize)]
+pub(super) struct Node {
+    pub(super) name: String,
+    pub(super) labels: Labels,
+    pub(super) failed: bool,
+}
+
+/// An application.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Placed {
+    pub(super) spec: ApplicationSpec,
+    pub(super) node: ArmorId,
+    pub(super) overseer: ArmorId,
+    pub(super) incarnation: Incarnation,
+    pub(super) restarts: u64,
+    pub(super) state: ApplicationState,
+    pub(super) addresses: Vec<PlacedAddress>,
+    pub(super) moved_from: Option<String>,
+    pub(super) moving: Option<Move>,
+    /// It has to run again, and no node was there for it.
+    pub(super) stranded: bool,
+    /// Where lives of it may be left, which have to be ended.
+    pub(super) left: Vec<Left>,
+    /// The ARMOR that has the right to its addresses.
+    pub(super) owner: ArmorId,
+}
+
+/// A move under way.
+#[derive(Clone, Serialize, Deserialize)]
+pub(super) struct Move {
+    pub(super) to: ArmorId,
+    pub(super) overseer: ArmorId,
+    /// Its Execution ARMOR is being installed there.
+    pub(super) installing: bool,
+    /// Nodes that have been tried in vain.
+    pub(super) tried: BTreeSet<ArmorId>,
+    pub(super) failed_at_ms: u64,
+    pub(super) chosen_at_ms: u64,
+    /// Tells this attempt from others.
+    pub(super) attempt: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Left {
+    pub(super) node: ArmorId,
+    pub(super) overseer: ArmorId,
+    pub(super) below: Incarnation,
+}
+
+impl Placed {
+    pub(super) fn is_meant_to_run(&self) -> bool {
+        matches!(self.state, ApplicationState::Running | ApplicationState::Restarting)
+    }
+
+    /// An ARMOR of its own oversees it.
+    pub(super) fn has_own_armor(&self) -> bool {
+        self.overseer != self.node
+    }
+
+    /// An incarnation beyond all that it can have come to where it was.
+    pub(super) fn next_epoch(&self) -> Incarnation {
+        let base = self.incarnation.0 / ROOM * ROOM;
+        Incarnation(base.checked_add(ROOM).unwrap_or_else(|| self.incarnation.0.saturating_add(1)))
+    }
+
+    /// Lives of it below an incarnation may be left under an ARMOR.
+    pub(super) fn leave_behind(&mut self, left: Left) {
+        self.left.retain(|other| other.overseer != left.overseer);
+        self.left.push(left);
+    }
+}
+
+impl Table {
+    /// A node for an application whose own has failed.
+    pub(super) fn choose(&self, launch: LaunchId, tried: &BTreeSet<ArmorId>) -> Option<ArmorId> {
+        let placed = self.applications.get(&launch)?;
+        let group = placed.spec.placement.spread.as_ref();
+        let mut candidates = Vec::new();
+        for (&node, Node { name, labels, .. }) in self.nodes.iter().filter(|(node, known)| !known.failed && !tried.contains(node)) {
+            let others = self.applications.iter().filter(|(other, app)| **other != launch && app.node == node && app.is_meant_to_run());
+            let there: Vec<_> = others.map(|(_, app)| &app.spec).collect();
+            // Names are unique on a node.
+            if there.iter().any(|spec| spec.name == placed.spec.name) {
+                continue;
+            }
+            let of_group = there.iter().filter(|spec| group.is_some() && spec.placement.spread.as_ref() == group).count();
+            candidates.push(Candidate { node, name, labels, home: node == placed.node, applications: there.len(), of_group });
+        }
+        choose(&placed.spec.placement, &candidates)
+    }
+
+    pub(super) fn name_of(&self, node: ArmorId) -> String {
+        self.nodes.get(&node).map_or_else(|| node.to_string(), |node| node.name.clone())
+    }
+}
