@@ -228,9 +228,10 @@ pub fn signal(pid: i32, signal: rustix::process::Signal) {
     let _ = rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), signal);
 }
 
-/// Whether a process lives. A zombie waits for whoever adopts orphans here; it is dead.
+/// Whether a process lives. A zombie waits for whoever adopts orphans here; it is dead, once its last thread is, which may still hold files.
 pub fn lives(pid: i32) -> bool {
-    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+    let threads = || std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z ") || threads() > 1)
 }
 
 pub fn text(output: &Output) -> String {
