@@ -341,9 +341,9 @@ impl Series<'_> {
         let deadline = Instant::now() + self.deadline();
         let mended = inject::await_mended(&injected, stage, deadline);
         let flows = load.await_flow(deadline.saturating_duration_since(Instant::now()));
-        // The application's process is looked for until it is there, which it is as soon as connections flow.
+        // The application's process is looked for until it is there, which it is as soon as connections flow. Whom to ask is lost with its node.
         let mut after = stage.look();
-        while after.as_ref().map_or(true, |look| look.pid.is_none()) && Instant::now() < deadline {
+        while self.cell.target != Target::Node && after.as_ref().map_or(true, |look| look.pid.is_none()) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(5));
             after = stage.look();
         }
