@@ -98,6 +98,8 @@ pub struct AppServerDb {
     config: Config,
     state: State,
     waiting: Vec<WaitingServer>,
+    /// Daemons of failed nodes: no server waits for them.
+    failed: BTreeSet<ArmorId>,
     /// Clients have come or gone since the state was captured.
     clients_changed: bool,
 }
@@ -111,7 +113,7 @@ impl Element for AppServerDb {
     fn new(config: Config, _: &Setup) -> Result<Self, String> {
         // Beyond every version of a life whose state is lost, unless the clock was put back.
         let state = State { version: now_ms() << 16, ..State::default() };
-        Ok(AppServerDb { config, state, waiting: Vec::new(), clients_changed: false })
+        Ok(AppServerDb { config, state, waiting: Vec::new(), failed: BTreeSet::new(), clients_changed: false })
     }
 
     fn operations(operations: &mut Operations<Self>) {
@@ -225,7 +227,8 @@ impl AppServerDb {
         }
         context.state_changed();
         self.publish(context);
-        self.waiting.push(WaitingServer { version: self.state.version, missing: self.state.subscribers.clone(), to: asked.row.armor, answer });
+        let missing = self.state.subscribers.difference(&self.failed).copied().collect();
+        self.waiting.push(WaitingServer { version: self.state.version, missing, to: asked.row.armor, answer });
         context.timer(Duration::from_millis(self.config.table_wait_ms), self.state.version);
         self.answer_servers(context);
     }
@@ -273,6 +276,7 @@ impl AppServerDb {
     }
 
     fn subscribe(&mut self, asked: &AppServerSubscribe, context: &mut Context<'_>) {
+        self.failed.remove(&asked.armor);
         if self.state.subscribers.insert(asked.armor) {
             context.state_changed();
         }
@@ -315,7 +319,7 @@ impl AppServerDb {
 #[allow(clippy::panic)]
 mod tests {
     use super::*;
-    use crate::operations::{ClientRow, Policy};
+    use crate::operations::{ClientRow, NodeBack, NodeFailed, Policy};
     use armor_core::context::{Effect, Effects};
 
     fn setup() -> Setup {
@@ -401,6 +405,30 @@ mod tests {
         assert!(register(&mut db, row("web", 1)).is_none());
         db.table_known(&AppServerTableAck { version: db.state.version, armor: ArmorId(9) }, &mut Context::detached(&setup, None, &mut effects));
         assert!(registered(&effects).is_some());
+    }
+
+    #[test]
+    fn no_server_waits_for_the_daemon_of_a_failed_node() {
+        let (setup, mut effects) = (setup(), Effects::new());
+        let mut db = db();
+        for armor in [8, 9] {
+            db.subscribe(&AppServerSubscribe { armor: ArmorId(armor) }, &mut Context::detached(&setup, None, &mut effects));
+        }
+        assert!(register(&mut db, row("web", 1)).is_none());
+        db.table_known(&AppServerTableAck { version: db.state.version, armor: ArmorId(9) }, &mut Context::detached(&setup, None, &mut effects));
+        assert!(registered(&effects).is_none());
+        let name = String::new();
+        db.node_failed(&NodeFailed { armor: ArmorId(8), name: name.clone() }, &mut Context::detached(&setup, None, &mut effects));
+        assert!(registered(&effects).is_some(), "what was asked before its failure");
+        effects.clear();
+        assert!(register(&mut db, row("web", 2)).is_none());
+        db.table_known(&AppServerTableAck { version: db.state.version, armor: ArmorId(9) }, &mut Context::detached(&setup, None, &mut effects));
+        assert!(registered(&effects).is_some(), "what was asked after it");
+        effects.clear();
+        db.node_back(&NodeBack { armor: ArmorId(8), name }, &mut Context::detached(&setup, None, &mut effects));
+        assert!(register(&mut db, row("web", 3)).is_none());
+        db.table_known(&AppServerTableAck { version: db.state.version, armor: ArmorId(9) }, &mut Context::detached(&setup, None, &mut effects));
+        assert!(registered(&effects).is_none(), "it counts again");
     }
 
     #[test]
