@@ -18,6 +18,8 @@ const YOUNG: Duration = Duration::from_millis(250);
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 /// How often is looked whether an ARMOR is ready for the first time.
 const LOOK: Duration = Duration::from_millis(50);
+/// How many times longer than between two words an ARMOR that is started again may take until its first one.
+const FIRST_WORD: u32 = 10;
 /// Makes an ARMOR take up its captured state.
 const RESTORE: &str = "--restore";
 
@@ -32,7 +34,8 @@ pub struct Settings {
     pub ready: PathBuf,
     /// The ARMOR's program and its arguments; restarts add `--restore`.
     pub command: Vec<OsString>,
-    /// An ARMOR that has said Alive and then says nothing for so long is killed.
+    /// An ARMOR that has said Alive and then says nothing for so long is killed; so is one that is started again after such a one and has not
+    /// said it after ten times as long.
     pub hang: Option<Duration>,
     /// From SIGTERM to SIGKILL when the vault is told to end.
     pub grace: Duration,
@@ -69,6 +72,8 @@ pub(crate) struct Life {
     proven: bool,
     /// Deaths in a row soon after the start.
     young_deaths: u32,
+    /// One of its lives has said Alive, so the next ones will.
+    talks: bool,
 }
 
 struct Process {
@@ -76,6 +81,8 @@ struct Process {
     /// Its pidfd, when it is no child.
     adopted: Option<OwnedFd>,
     since: Instant,
+    /// From when its first word is awaited.
+    awaited: Instant,
     /// Its last sign of life, once it has said Alive.
     spoke: Option<Instant>,
     /// It has said Ended.
@@ -86,7 +93,8 @@ struct Process {
 
 impl Process {
     fn new(pid: u32, adopted: Option<OwnedFd>) -> Process {
-        Process { pid, adopted, since: Instant::now(), spoke: None, ended: false, hung: false }
+        let now = Instant::now();
+        Process { pid, adopted, since: now, awaited: now, spoke: None, ended: false, hung: false }
     }
 
     fn signal(&self, signal: Signal) {
@@ -107,7 +115,7 @@ impl Life {
             Found::Living { pid, process } => (true, Some(Process::new(pid, Some(process)))),
             Found::Dead => (true, None),
         };
-        let mut life = Life { settings, limit, process, start_at: None, kill_at: None, proven, young_deaths: 0 };
+        let mut life = Life { settings, limit, process, start_at: None, kill_at: None, proven, young_deaths: 0, talks: false };
         if life.process.is_none() {
             life.process = Some(life.start()?);
         }
@@ -145,12 +153,13 @@ impl Life {
             process.spoke = Some(now);
         }
         process.ended |= word == Word::Ended;
+        self.talks |= word == Word::Alive;
     }
 
     /// The vault itself did not run: that is no silence of the ARMOR's.
     pub(crate) fn forgive(&mut self, now: Instant) {
         if let Some(process) = &mut self.process {
-            process.spoke = process.spoke.map(|_| now);
+            (process.awaited, process.spoke) = (now, process.spoke.map(|_| now));
         }
     }
 
@@ -170,7 +179,11 @@ impl Life {
 
     fn silent_at(&self) -> Option<Instant> {
         let process = self.process.as_ref().filter(|process| !process.ended && self.kill_at.is_none())?;
-        Some(process.spoke? + self.settings.hang?)
+        let hang = self.settings.hang?;
+        match process.spoke {
+            Some(spoke) => Some(spoke + hang),
+            None => (self.talks && !process.hung).then_some(process.awaited + hang.saturating_mul(FIRST_WORD)),
+        }
     }
 
     pub(crate) fn on_time(&mut self, now: Instant) {

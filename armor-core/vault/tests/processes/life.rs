@@ -13,6 +13,7 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ("sigterm_is_passed_on_and_awaited", sigterm),
     ("an_armor_that_ignores_sigterm_is_killed_after_the_grace", stubborn),
     ("an_armor_that_is_silent_after_it_was_alive_is_killed_and_no_other", silent),
+    ("an_armor_that_hangs_at_its_next_start_is_killed_too", hangs_at_its_start),
     ("an_armor_that_dies_again_and_again_is_started_again_and_again", again_and_again),
     ("how_orphans_ended_is_told_until_it_was_dealt_with", orphans),
     ("the_armor_gets_the_limit_of_open_files_that_the_vault_was_given", limit),
@@ -98,6 +99,14 @@ fn silent() {
     // The other vault had as much time, and an ARMOR that is as silent, but has never said Alive.
     assert!(lives(never) && quiet.lives().len() == 1);
     signal(never, Signal::CONT);
+}
+
+fn hangs_at_its_start() {
+    let stage = Stage::start(&["hang=50"], &["alive-once"]);
+    signal(stage.life(0), Signal::KILL);
+    let silent = stage.life(1);
+    stage.life(2);
+    assert!(!lives(silent));
 }
 
 fn again_and_again() {
