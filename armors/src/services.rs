@@ -33,15 +33,17 @@ pub(crate) fn parse(file: &str, text: &str) -> anyhow::Result<ApplicationSpec> {
         anyhow!("{file}:{line}:{column}: {}", error.message())
     })?;
     let at = |key: &str| {
-        let line = text.lines().position(|line| line.trim_start().strip_prefix(key).is_some_and(|rest| rest.trim_start().starts_with('=')));
-        line.map_or(1, |line| line + 1)
+        // Tables have keys of the same name: it is looked for from its own table on.
+        let (table, key) = key.rsplit_once('.').map_or((None, key), |(table, key)| (Some(format!("[{table}]")), key));
+        let begins = table.and_then(|table| text.lines().position(|line| line.trim_start().starts_with(&table))).unwrap_or(0);
+        let says = |line: &str| line.trim_start().strip_prefix(key).is_some_and(|rest| rest.trim_start().starts_with('='));
+        text.lines().skip(begins).position(says).map_or(begins + 1, |line| begins + line + 1)
     };
     if let Err(reason) = check_name(&spec.name) {
         bail!("{file}:{}:1: {reason}", at("name"));
     }
     if let Err((key, reason)) = spec.check() {
-        // Keys of tables are their own on their lines.
-        let line = at(key.rsplit('.').next().unwrap_or(&key));
+        let line = at(&key);
         bail!("{file}:{line}:1: {reason}");
     }
     Ok(spec)
@@ -65,4 +67,19 @@ pub(crate) fn position(text: &str, at: usize) -> (usize, usize) {
 /// Paths travel as text.
 pub(crate) fn utf8(path: PathBuf) -> anyhow::Result<String> {
     path.into_os_string().into_string().map_err(|path| anyhow!("{} is not UTF-8: rename it", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_is_found_in_its_own_table() {
+        let text = "name = \"a\"\ncommand = [\"a\"]\n[ready]\nexpect = \"x\"\ninterval_ms = 5\n[health]\nfailures = 2\ninterval_ms = 0\n";
+        let error = parse("a.toml", text).map_or_else(|error| error.to_string(), |_| String::new());
+        assert!(error.starts_with("a.toml:8:1: health.interval_ms: interval_ms is 0; "), "{error}");
+        let error = parse("a.toml", &text.replace("failures = 2\ninterval_ms = 0", "port = 80"))
+            .map_or_else(|error| error.to_string(), |_| String::new());
+        assert!(error.starts_with("a.toml:7:1: health.port: "), "{error}");
+    }
 }

@@ -6,15 +6,15 @@
 //! Subscribes: `MSG_APP_STARTED`, `MSG_APP_FAILED`, `MSG_APP_STANDBY_STARTED`, `MSG_APP_STANDBY_ENDED`, `MSG_APP_TAKE_OVER`, `MSG_APP_FENCED`,
 //! `MSG_APP_SERVER_REGISTERED`, `MSG_APPCOMM_SERVER_CONNECT_REQUEST`,
 //! `MSG_APPCOMM_DATA`, `MSG_APPCOMM_ACK`, `MSG_APPCOMM_RESET`, `MSG_STATE_MEMORY`.
-//! Emits: `MSG_APP_REGISTER_SERVER`, `MSG_APP_UNREGISTER_SERVER`, `MSG_APPCOMM_REPLAY_CONNECT`, `MSG_APPCOMM_CONNECT_REPLY`,
+//! Emits: `MSG_APP_HUNG`, `MSG_APP_REGISTER_SERVER`, `MSG_APP_UNREGISTER_SERVER`, `MSG_APPCOMM_REPLAY_CONNECT`, `MSG_APPCOMM_CONNECT_REPLY`,
 //! `MSG_APPCOMM_REPLAY`, `MSG_APPCOMM_DATA`, `MSG_APPCOMM_ACK`, `MSG_APPCOMM_RESET`, `MSG_APP_STANDBY_HELD`, `MSG_APP_FLOWS`.
 //! Configuration: `allowed_uids`, `window_bytes`, `fate_ms` (how long an unannounced end of a stream waits for the process's fate),
 //! `max_connections`.
 //!
 //! What applications bind is in `services`, the ends of connections in `connections`, how they come to a process in `dialling`, the
 //! failures of processes in `failures`, moves between nodes in `moved`, what waits for them in `standbys`, what an absent or forgetful FTM means for servers in `ftm`,
-//! how recoveries went in `timelines`, and `readiness` tells when a server that listens may be
-//! connected to.
+//! how recoveries went in `timelines`, `readiness` tells when a server that listens may be
+//! connected to, and `health` with its judge `progress` when one hangs.
 
 #[cfg(test)]
 #[path = "app_comm_server/bench.rs"]
@@ -27,8 +27,12 @@ mod dialling;
 mod failures;
 #[path = "app_comm_server/ftm.rs"]
 mod ftm;
+#[path = "app_comm_server/health.rs"]
+mod health;
 #[path = "app_comm_server/moved.rs"]
 mod moved;
+#[path = "app_comm_server/progress.rs"]
+mod progress;
 #[path = "app_comm_server/readiness.rs"]
 mod readiness;
 #[path = "app_comm_server/restored.rs"]
@@ -55,10 +59,11 @@ use serde::Deserialize;
 
 use crate::endpoints::{Asked, Crowd, Handed, HookupListener, Keeping, LISTED, Proxy, Remembered, descriptors, get_option_for, how_ended, set_option_for};
 use crate::operations::{
-    AppFlows, AppRegisterServer, AppStandbyHeld, AppUnregisterServer, AppcommAck, AppcommConnectReply, AppcommData, AppcommReplay, AppcommReplayConnect, AppcommReset,
+    AppFlows, AppHung, AppRegisterServer, AppStandbyHeld, AppUnregisterServer, AppcommAck, AppcommConnectReply, AppcommData, AppcommReplay, AppcommReplayConnect, AppcommReset,
     ApplicationSpec,
 };
 use connections::{Announced, Server};
+use health::Condition;
 use readiness::Readiness;
 use services::{Registration, Service};
 use standbys::Standby;
@@ -91,6 +96,7 @@ struct Application {
     instance: u64,
     /// Somebody looks when it flows.
     looked_at: bool,
+    health: Condition,
 }
 
 /// The element.
@@ -169,6 +175,7 @@ impl Element for AppCommServer {
             .on(Self::data)
             .on(Self::ack)
             .on(Self::reset)
+            .emits::<AppHung>()
             .emits::<AppRegisterServer>()
             .emits::<AppUnregisterServer>()
             .emits::<AppStandbyHeld>()
@@ -185,6 +192,7 @@ impl Element for AppCommServer {
         let listener = HookupListener::bind(&self.socket).map_err(|error| format!("{}: {error}", self.socket.display()))?;
         listener.serve(self.config.allowed_uids.clone(), context, Self::asked);
         self.keeping.watch(context, |_, _, _| {}, Self::keep_again);
+        self.look_after_health(context);
         if let Some((recovery, mut handed)) = self.left.take() {
             self.take_up(recovery, &mut handed, context);
         }
@@ -258,11 +266,12 @@ impl AppCommServer {
         }
     }
 
-    /// The TCP socket that answers for the options of a listener, or of a connection that asks a server whether it is ready.
+    /// The TCP socket that answers for the options of a listener, or of a connection that asks a server something.
     fn holder(&self, name: &Name) -> Option<&OwnedFd> {
         if name.role == Role::Listener {
             return self.services.get(&name.local.unmapped()).map(|service| &service.holder);
         }
-        self.applications.values().find_map(|application| application.readiness.holder(ConnectionId(name.id)))
+        let id = ConnectionId(name.id);
+        self.applications.values().find_map(|application| application.readiness.holder(id).or_else(|| application.health.holder(id)))
     }
 }

@@ -2,16 +2,18 @@
 //!
 //! Purpose: one supervised process group per application, watched by pidfd, restarted at once when it fails, with a limit
 //! and a growing pause when it fails young. Lives in the daemon or in an Execution ARMOR (thesis §6.3).
-//! Subscribes: `MSG_APP_LAUNCH`, `MSG_APP_STOP`, `MSG_APP_STANDBY_HELD`, `MSG_APP_FLOWS`, `MSG_APP_TAKE_OVER`, `MSG_APP_FENCE`,
+//! Subscribes: `MSG_APP_LAUNCH`, `MSG_APP_STOP`, `MSG_APP_HUNG`, `MSG_APP_STANDBY_HELD`, `MSG_APP_FLOWS`, `MSG_APP_TAKE_OVER`, `MSG_APP_FENCE`,
 //! `MSG_DAEMON_REGISTERED`. Emits: `MSG_APP_LAUNCHED`, `MSG_APP_STOPPED`, `MSG_APP_STARTED`, `MSG_APP_FAILED`, `MSG_APP_STANDBY_STARTED`,
 //! `MSG_APP_STANDBY_ENDED`, `MSG_APP_FENCED`; to the FTM (acknowledged) `MSG_APP_OVERSEER`, `MSG_APP_REPORT`, `MSG_APP_TAKEN_OVER`,
 //! `MSG_APP_FENCE_DONE`.
 //! Configuration: `stop_grace_ms` (between SIGTERM and SIGKILL), `max_log_bytes` (an application's log is begun anew at a restart beyond it),
 //! `labels` (what this node says of itself, for placement).
-//! What waits for a failure is in `standby`, what moves between nodes in `moving`.
+//! What waits for a failure is in `standby`, what moves between nodes in `moving`, what hangs in `hangs`.
 //!
 //! Invariants: APP_COMM_SERVER, in the same thread, is told of a life before its process can say anything; never two lives of an application at once: its whole process group is killed before the next one starts.
 
+#[path = "app_oversight/hangs.rs"]
+mod hangs;
 #[path = "app_oversight/moving.rs"]
 mod moving;
 #[path = "app_oversight/restored.rs"]
@@ -77,6 +79,8 @@ struct Application {
     restarts: u64,
     pause: Duration,
     stopping: Option<ArmorId>,
+    /// When it was killed because it hung, in milliseconds since 1970.
+    hung_at_ms: Option<u64>,
     number: u64,
     standbys: Standbys,
     launch: LaunchId,
@@ -130,6 +134,7 @@ impl Element for AppOversight {
         operations
             .on(Self::launch)
             .on(Self::stop_application)
+            .on(Self::hung)
             .on(Self::standby_held)
             .on(Self::application_flows)
             .on(Self::take_over)
@@ -262,6 +267,7 @@ impl AppOversight {
             restarts: 0,
             pause,
             stopping: None,
+            hung_at_ms: None,
             number,
             standbys: Standbys::default(),
             launch,
@@ -355,6 +361,7 @@ impl AppOversight {
         let (pid, incarnation) = (application.pid, application.incarnation);
         context.event(Event::new("application-started").with("service", name).with("pid", pid).with("incarnation", incarnation.0));
         context.send_to(context.armor(), application.started_now());
+        self.probe_by_command(name, context);
         self.report(name, context);
     }
 
@@ -371,6 +378,9 @@ impl AppOversight {
         application.standbys.application_failed();
         let window = Duration::from_secs(application.spec.restart_window_s);
         let stopping = application.stopping.take();
+        // Recovery counts from when it was decided to kill it.
+        let hung_at_ms = application.hung_at_ms.take().filter(|_| !orderly);
+        let (how, at_ms) = (hung_at_ms.map_or(how, |_| "it hung and was killed"), hung_at_ms.unwrap_or(at_ms));
         let mut restarting = false;
         if stopping.is_some() || orderly || self.ending {
             application.state = ApplicationState::Ended;

@@ -1,6 +1,7 @@
 //! The operations of the elements in this crate, with the thesis's names (see NAMES.md).
 
 mod application;
+mod health;
 mod placement;
 mod ready;
 mod standby;
@@ -12,6 +13,7 @@ use armor_proto::ids::{ArmorId, ConnectionId, Incarnation};
 use serde::{Deserialize, Serialize};
 
 pub use application::{ApplicationSpec, ApplicationState, OnDivergence, Policy};
+pub use health::Health;
 pub use placement::{Labels, LaunchId, PlacedAddress, Placement, check_labels};
 pub use ready::{ReadyQuestion, SpokenBytes};
 pub use standby::StandbyCount;
@@ -86,6 +88,8 @@ armor_proto::operations! { ELEMENT_OPERATIONS;
     0x0134 MSG_APP_STARTED => pub struct AppStarted { spec: ApplicationSpec, pid: u32, incarnation: Incarnation, started_at_ms: u64, instance: u64 }
     /// A supervised application's process has ended. Inside the overseer's ARMOR. `restarting` says whether it comes back.
     0x0135 MSG_APP_FAILED => pub struct AppFailed { name: String, pid: u32, incarnation: Incarnation, how: String, orderly: bool, restarting: bool, failed_at_ms: u64 }
+    /// A supervised application hangs (thesis §3.3.2): it is to be killed, or of a server of several processes the stopped ones. Inside the overseer's ARMOR.
+    0x0138 MSG_APP_HUNG => pub struct AppHung { name: String, incarnation: Incarnation, processes: Vec<u32>, why: String, silent_ms: u64 }
     /// A standby of a supervised application has started: its first bind is to be held. Inside the overseer's ARMOR.
     0x013c MSG_APP_STANDBY_STARTED => pub struct AppStandbyStarted { name: String, instance: u64 }
     /// A standby has come to its bind. Inside the overseer's ARMOR.

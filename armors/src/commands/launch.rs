@@ -1,5 +1,6 @@
 //! `armor launch`: a protected and supervised server, in the background.
 
+mod health;
 mod standby;
 
 use std::path::{Path, PathBuf};
@@ -17,6 +18,7 @@ use crate::environment::{self, Base, Place};
 use crate::program::{self, Found};
 use crate::survey::{element, entries, text};
 use crate::{output, services};
+use health::HealthOptions;
 
 /// Launch a server that is protected, watched and restarted when it fails
 ///
@@ -74,6 +76,8 @@ pub(crate) struct Launch {
     environment: Vec<(String, String)>,
     #[command(flatten)]
     place: Place,
+    #[command(flatten)]
+    health: HealthOptions,
     /// Service file (TOML) instead of a command
     #[arg(value_name = "SERVICE.toml", required_unless_present = "command", conflicts_with = "command")]
     service: Option<PathBuf>,
@@ -228,6 +232,7 @@ impl Launch {
             question.interval_ms = self.ready_interval.map_or(question.interval_ms, milliseconds);
             question.timeout_ms = self.ready_timeout.map_or(question.timeout_ms, milliseconds);
         }
+        self.health.apply(&mut spec.health);
         if let Some(settled) = self.settled {
             spec.settled_ms = Some(u32::try_from(settled.as_millis()).unwrap_or(u32::MAX));
         }

@@ -17,7 +17,7 @@ use std::process::ExitCode;
 #[derive(clap::Subcommand)]
 pub(crate) enum Command {
     Up(up::Up),
-    Launch(launch::Launch),
+    Launch(Box<launch::Launch>),
     Run(run::Run),
     Stop(stop::Stop),
     Status(status::Status),

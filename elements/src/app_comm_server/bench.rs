@@ -23,7 +23,7 @@ use super::connections::Announced;
 use super::failures::Look;
 use crate::endpoints::{Asked, Proxy, Read, ReplyTo, policy};
 use crate::operations::{
-    AppFailed, AppRegisterServer, AppServerRegistered, AppStarted, AppcommAck, AppcommConnectReply, AppcommData, AppcommReplay, AppcommReset,
+    AppFailed, AppHung, AppRegisterServer, AppServerRegistered, AppStarted, AppcommAck, AppcommConnectReply, AppcommData, AppcommReplay, AppcommReset,
     AppcommServerConnectRequest, ApplicationSpec, Policy,
 };
 
@@ -34,6 +34,7 @@ pub(super) struct Bench {
     pub(super) element: AppCommServer,
     setup: Setup,
     pub(super) events: Vec<Event>,
+    pub(super) hung: Vec<AppHung>,
     pub(super) registrations: VecDeque<AppRegisterServer>,
     records: Vec<(Record, Bytes)>,
 }
@@ -73,7 +74,7 @@ impl Bench {
         let armor = ArmorId(number ^ u64::from(std::process::id()) << 48);
         let setup = Setup { armor, name: "node".into(), kind: "daemon".into(), run_dir: "/".into() };
         let element = AppCommServer::new(super::Config::default(), &setup).unwrap();
-        Bench { element, setup, events: Vec::new(), registrations: VecDeque::new(), records: Vec::new() }
+        Bench { element, setup, events: Vec::new(), hung: Vec::new(), registrations: VecDeque::new(), records: Vec::new() }
     }
 
     /// Calls the element and sorts what it wants.
@@ -99,6 +100,8 @@ impl Bench {
         let operation = message.top().unwrap().operations.front().unwrap();
         let record = if let Some(registration) = downcast::<AppRegisterServer>(operation) {
             return self.registrations.push_back(registration.clone());
+        } else if let Some(hung) = downcast::<AppHung>(operation) {
+            return self.hung.push(hung.clone());
         } else if let Some(AppcommConnectReply { reply }) = downcast(operation) {
             Record::ConnectReply(*reply)
         } else if let Some(AppcommData { data }) = downcast(operation) {

@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use super::AppCommServer;
 use super::failures::Look;
+use super::health::Taken;
 use super::restored::{About, socket_key};
 use super::timelines::Step;
 use crate::endpoints::{ConnectionOptions, Crowd, Ending, Note, Port, Proxy, Read, connection_config};
@@ -51,6 +52,8 @@ pub(super) struct Server {
     announced: Option<Announced>,
     /// Life of this end's socket, so that a late task of an earlier socket is told apart.
     pub(super) life: u32,
+    /// What is known of what the application has taken.
+    pub(super) taken: Taken,
 }
 
 /// How a connection comes to lose its process.
@@ -86,6 +89,7 @@ impl Server {
             limbo: None,
             announced: None,
             life: 0,
+            taken: Taken::default(),
         }
     }
 

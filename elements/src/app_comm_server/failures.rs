@@ -11,6 +11,7 @@ use armor_proto::connection::ResetReason;
 use armor_proto::ids::ConnectionId;
 
 use super::connections::{Loss, Server};
+use super::health::Condition;
 use super::readiness::Readiness;
 use super::restored::socket_key;
 use super::timelines::Step;
@@ -52,9 +53,9 @@ impl AppCommServer {
             self.application_failed(&failed, context);
         }
         self.timelines.reached_at(&spec.name, Step::Restarted, started.started_at_ms);
-        let (name, readiness) = (spec.name.clone(), Readiness::of(&spec));
+        let (name, readiness, health) = (spec.name.clone(), Readiness::of(&spec), Condition::of(&spec));
         let (pid, instance) = (started.pid, started.instance);
-        self.applications.insert(name, Application { spec, incarnation, pid, alive: true, readiness, instance, looked_at: false });
+        self.applications.insert(name, Application { spec, incarnation, pid, alive: true, readiness, health, instance, looked_at: false });
         self.release(instance, context);
     }
 

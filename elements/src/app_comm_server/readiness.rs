@@ -153,21 +153,27 @@ impl AppCommServer {
     pub(super) fn connect_probe(&mut self, name: &str, life: Incarnation) -> Option<io::Result<UnixStream>> {
         self.asking(name, life)?;
         let port = self.applications.get(name).and_then(|application| application.spec.ready.as_ref()?.port);
+        let connected = self.connect_to_application(name, port);
+        Some(connected.map(|(socket, connection)| {
+            if let Some(asking) = self.asking(name, life) {
+                asking.connection = Some(connection);
+            }
+            socket
+        }))
+    }
+
+    /// A connection to an application, its id, and the TCP socket that answers for its options.
+    pub(super) fn connect_to_application(&mut self, name: &str, port: Option<u16>) -> io::Result<(UnixStream, (ConnectionId, OwnedFd))> {
         self.next = self.next.wrapping_add(1);
         let id = ConnectionId(self.next);
         let served = self.services.values_mut().filter(|service| service.name == name && port.is_none_or(|port| service.address.port == port));
         let found = served.filter_map(|service| Some((service.address, service.next_listener()?))).next();
         let Some((address, listener)) = found else {
             let place = port.map_or_else(String::new, |port| format!(" at port {port}"));
-            return Some(Err(io::Error::new(io::ErrorKind::ConnectionRefused, format!("it does not listen{place}"))));
+            return Err(io::Error::new(io::ErrorKind::ConnectionRefused, format!("it does not listen{place}")));
         };
-        let connected = client_of(address, id).and_then(|(name, holder)| Ok((UnixStream::from_std(dial(&name, &listener)?.into())?, holder)));
-        Some(connected.map(|(socket, holder)| {
-            if let Some(asking) = self.asking(name, life) {
-                asking.connection = Some((id, holder));
-            }
-            socket
-        }))
+        let (name, holder) = client_of(address, id)?;
+        Ok((UnixStream::from_std(dial(&name, &listener)?.into())?, (id, holder)))
     }
 
     /// A try is over.

@@ -15,6 +15,7 @@ use armor_proto::ids::{ConnectionId, Incarnation};
 use serde::{Deserialize, Serialize};
 
 use super::connections::{Server, State};
+use super::health::Condition;
 use super::readiness::Readiness;
 use super::services::{Listener, Progress, Service};
 use super::{AppCommServer, Application};
@@ -137,7 +138,8 @@ impl AppCommServer {
         let captured: Captured = rmp_serde::from_slice(state).map_err(|error| error.to_string())?;
         for CapturedApplication { spec, incarnation, pid, alive, ready, instance } in captured.applications {
             let readiness = if ready || spec.ready.is_none() { Readiness::Ready } else { Readiness::Unasked };
-            self.applications.insert(spec.name.clone(), Application { spec: Rc::new(spec), incarnation, pid, alive, readiness, instance, looked_at: false });
+            let health = Condition::of(&spec);
+            self.applications.insert(spec.name.clone(), Application { spec: Rc::new(spec), incarnation, pid, alive, readiness, health, instance, looked_at: false });
         }
         // Watched from `take_up` on, once their services are back.
         self.unsupervised = captured.watched;

@@ -103,6 +103,7 @@ impl AppOversight {
             restarts: order.restarts,
             pause,
             stopping: None,
+            hung_at_ms: None,
             number,
             instance: 0,
             standbys: Standbys::default(),

@@ -81,7 +81,7 @@ impl AppOversight {
             let number = self.next_number;
             self.next_number += 1;
             let (name, pause) = (spec.name.clone(), Duration::from_millis(spec.backoff_ms));
-            let (started, failures, stopping) = (Instant::now(), VecDeque::new(), None);
+            let (started, failures, stopping, hung_at_ms) = (Instant::now(), VecDeque::new(), None, None);
             let taken = Application {
                 spec,
                 state,
@@ -94,6 +94,7 @@ impl AppOversight {
                 restarts,
                 pause,
                 stopping,
+                hung_at_ms,
                 number,
                 standbys,
                 launch,
@@ -125,6 +126,7 @@ impl AppOversight {
 
     fn adopt(&mut self, name: &str, pid: u32, context: &mut Context<'_>) {
         context.event(Event::new("application-adopted").with("service", name).with("pid", pid));
+        self.probe_by_command(name, context);
         if let Some(application) = self.applications.get(name) {
             // It may have been started just before the death of the ARMOR, so that nobody heard of it.
             context.send_to(context.armor(), application.started_now());

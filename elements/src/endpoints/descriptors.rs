@@ -1,9 +1,10 @@
-//! How many descriptors this process may have: an ARMOR needs about three per connection, and the usual limit is 1024.
+//! How many descriptors this process may have: an ARMOR needs about three per connection, and the usual limit is 1024. And what else a
+//! program is given between fork and exec.
 #![allow(unsafe_code)]
 
 use std::sync::OnceLock;
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, set_parent_process_death_signal, setrlimit};
 use tokio::process::Command;
 
 /// The limit that this process was started with.
@@ -24,5 +25,13 @@ pub fn with_usual_limit(command: &mut Command) {
     // SAFETY: between fork and exec only setrlimit(2) is called, which takes no lock and allocates nothing.
     unsafe {
         command.pre_exec(move || Ok(setrlimit(Resource::Nofile, usual)?));
+    }
+}
+
+/// Lets a program not outlive this process, however that ends: only for what is started from the main thread.
+pub fn end_with_this_process(command: &mut Command) {
+    // SAFETY: between fork and exec only prctl(2) is called, which takes no lock and allocates nothing.
+    unsafe {
+        command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::KILL))?));
     }
 }

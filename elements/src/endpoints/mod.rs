@@ -10,12 +10,15 @@ mod named_sockets;
 mod port;
 mod probe;
 mod process_fate;
+mod process_group;
 mod proxy;
 mod remembered;
+mod series;
 mod server_table;
 mod settings;
 mod socket_options;
 mod spill;
+mod taken;
 mod unread_byte;
 mod watched;
 
@@ -27,13 +30,16 @@ pub use named_sockets::{ClientPair, Pending, client_pair, dial, listener_is_gone
 pub use port::{End, Note, Port, Turn};
 pub use probe::{Next, Outcome, Probe, Want, ask};
 pub use process_fate::{is_exiting, watch_process};
+pub use process_group::{Activity, Member, Processes};
 pub use proxy::{Proxy, how_ended};
 pub use remembered::Remembered;
+pub use series::Series;
 pub use server_table::ServerTable;
 pub use settings::{connection_config, policy};
 pub(crate) use socket_options::let_bind_choose_a_port;
 pub use socket_options::{ConnectionOptions, fresh_socket, get_option_for, set_option_for};
 pub use spill::{SharedFile, SpillFile};
+pub use taken::{is_accepted, unread};
 pub use unread_byte::Whereabouts;
 
 /// Reads of an application's socket are made into buffers of this size.

@@ -1,4 +1,5 @@
-//! A probe: asks a server one question again and again, and says of each try whether the answer was the expected one.
+//! A probe: asks a server one question again and again, and says of each try whether the answer was the expected one. A question that
+//! expects nothing is answered by accepting its connection.
 //!
 //! [`Probe`] has no socket and no clock: it is polled for what it wants and told what happened. [`ask`] is the loop around it
 //! that has both. Who probes decides when to stop: a server that is starting is asked until it is ready.
@@ -7,15 +8,19 @@
 //! than its timeout.
 
 use std::io;
+use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 
+use super::taken::is_accepted;
 use crate::operations::ReadyQuestion;
 
 /// How long a server may take to take a question.
 const SAYING: Duration = Duration::from_secs(1);
+/// Pause before it is looked again whether a server has accepted a connection.
+const ACCEPTED_AGAIN: Duration = Duration::from_millis(5);
 /// Bytes of an unexpected answer that are kept for people.
 const KEPT: usize = 64;
 
@@ -28,6 +33,8 @@ pub enum Want<'a> {
     Say(&'a [u8]),
     /// Give what the server says to [`Probe::heard`]; when nothing comes until then, poll again.
     Hear(Instant),
+    /// Call [`Probe::accepted`] as soon as the server has accepted the connection; when it has not until then, poll again.
+    BeAccepted(Instant),
     /// Nothing to do until then.
     Rest(Instant),
     /// This try is over: close the connection, if there is one.
@@ -75,7 +82,13 @@ impl Probe {
         if let Phase::Connecting { began } | Phase::Saying { began } | Phase::Hearing { began } = self.phase
             && now >= began + timeout
         {
-            let heard = if self.heard.is_empty() { "nothing".to_owned() } else { format!("only {}", quoted(&self.heard)) };
+            let heard = if self.question.expect.0.is_empty() {
+                "not accepted".to_owned()
+            } else if self.heard.is_empty() {
+                "nothing".to_owned()
+            } else {
+                format!("only {}", quoted(&self.heard))
+            };
             self.failed(format!("{heard} within {} ms", self.question.timeout_ms));
         }
         match self.phase {
@@ -88,6 +101,7 @@ impl Probe {
             }
             Phase::Connecting { .. } => Want::Connect,
             Phase::Saying { .. } => Want::Say(&self.question.send.0),
+            Phase::Hearing { began } if self.question.expect.0.is_empty() => Want::BeAccepted(began + timeout),
             Phase::Hearing { began } => Want::Hear(began + timeout),
             Phase::Over(outcome) => {
                 self.phase = Phase::Resting { until: now + Duration::from_millis(self.question.interval_ms) };
@@ -110,9 +124,17 @@ impl Probe {
         }
     }
 
+    /// The server has accepted the connection.
+    pub fn accepted(&mut self) {
+        if matches!(self.phase, Phase::Hearing { .. }) && self.question.expect.0.is_empty() {
+            "it accepted the connection".clone_into(&mut self.last);
+            self.phase = Phase::Over(Outcome::Fits);
+        }
+    }
+
     /// The server says `bytes`.
     pub fn heard(&mut self, bytes: &[u8]) {
-        if !matches!(self.phase, Phase::Hearing { .. }) {
+        if !matches!(self.phase, Phase::Hearing { .. }) || self.question.expect.0.is_empty() {
             return;
         }
         let expect = &self.question.expect.0;
@@ -202,6 +224,17 @@ pub async fn ask(
                     Err(_) => {}
                 }
             }
+            Want::BeAccepted(until) => {
+                let Some(socket) = &connection else { return };
+                match is_accepted(socket.as_fd()) {
+                    Some(true) => probe.accepted(),
+                    Some(false) => tokio::time::sleep_until(until.min(Instant::now() + ACCEPTED_AGAIN).into()).await,
+                    None => {
+                        tracing::warn!("the kernel does not say whether connections are accepted (unix_diag): a probe passes without that");
+                        probe.accepted();
+                    }
+                }
+            }
             Want::Report(outcome) => {
                 connection = None;
                 if report(&probe, outcome) == Next::Stop {
@@ -281,6 +314,26 @@ mod tests {
         probe.heard(b"rea");
         assert_eq!(probe.poll(end), Want::Report(Outcome::Misses));
         assert_eq!(probe.heard_last(), "only \"rea\" within 1000 ms");
+    }
+
+    #[test]
+    fn a_question_that_expects_nothing_is_answered_by_accepting_and_by_nothing_else() {
+        let now = Instant::now();
+        let mut probe = Probe::new(question("", ""), now);
+        assert_eq!(probe.poll(now), Want::Connect);
+        probe.accepted();
+        probe.connected();
+        let end = now + Duration::from_millis(1000);
+        probe.heard(b"anything");
+        assert_eq!(probe.poll(now), Want::BeAccepted(end));
+        assert_eq!(probe.poll(end), Want::Report(Outcome::Misses));
+        assert_eq!(probe.heard_last(), "not accepted within 1000 ms");
+        let again = end + Duration::from_millis(20);
+        assert_eq!(probe.poll(end), Want::Rest(again));
+        assert_eq!(probe.poll(again), Want::Connect);
+        probe.connected();
+        probe.accepted();
+        assert_eq!(probe.poll(again), Want::Report(Outcome::Fits));
     }
 
     #[test]

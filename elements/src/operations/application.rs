@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Placement, ReadyQuestion, StandbyCount};
+use super::{Health, Placement, ReadyQuestion, StandbyCount};
 
 /// How a service recovers its connections: where a new process takes them up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
@@ -82,6 +82,9 @@ pub struct ApplicationSpec {
     /// Where it may run when its node fails.
     #[serde(default)]
     pub placement: Placement,
+    /// When it counts as hung.
+    #[serde(default)]
+    pub health: Health,
 }
 
 impl ApplicationSpec {
@@ -100,6 +103,9 @@ impl ApplicationSpec {
         self.standby.check().map_err(|(key, reason)| (key.to_owned(), reason))?;
         if let Err((key, reason)) = self.placement.check() {
             return Err((format!("placement.{key}"), format!("placement.{key}: {reason}")));
+        }
+        if let Err((key, reason)) = self.health.check() {
+            return Err((format!("health.{key}"), format!("health.{key}: {reason}")));
         }
         let wrong = match (self.settled_ms, self.policy) {
             (Some(0), _) => "settled_ms is 0: no silence would be needed for an answer to be complete; leave it out, or take 1 or more",
