@@ -203,3 +203,17 @@ fn standbys_end_with_their_service_however_it_ends() {
     assert!(environment.armor(&["down"]).output().unwrap().status.success());
     assert!(pids.iter().all(|&pid| !lives(pid)), "`armor down` leaves nothing behind");
 }
+
+#[test]
+fn a_standby_that_hears_no_sigterm_inside_its_bind_is_killed() {
+    let environment = Environment::up();
+    let port = free_port().to_string();
+    let program = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/programs/standby_server.py");
+    environment.launch("web", &["--standby", "1"], &["python3", program, &port, "deaf"]);
+    let standby = waiting(&environment)[0];
+    assert!(environment.armor(&["stop", "web"]).output().unwrap().status.success());
+    environment.wait_for("the end of the standby", || (!lives(standby)).then_some(()));
+    assert_eq!(environment.events("standby-failed").len(), 0, "it was ended, it has not failed");
+    let again = environment.output(&["curl", "-sS", &format!("http://127.0.0.1:{port}/")]);
+    assert!(!again.status.success(), "nobody serves: {}", text(&again));
+}

@@ -1,4 +1,5 @@
-"""An HTTP server that says its process number. `lock PATH`: it takes a lock before it binds, and ends when it is taken. SIGTERM ends it with status 0."""
+"""An HTTP server that says its process number. `lock PATH`: it takes a lock before it binds, and ends when it is taken. SIGTERM ends it with status 0. `deaf`:
+before it has bound, it hears no SIGTERM."""
 import fcntl
 import http.server
 import os
@@ -18,6 +19,8 @@ class Teller(http.server.BaseHTTPRequestHandler):
         pass
 
 
+if sys.argv[2:3] == ["deaf"]:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if sys.argv[2:3] == ["lock"]:
     lock = open(sys.argv[3], "w")
     try:
