@@ -150,7 +150,9 @@ fn elements_are_described() {
     );
     let gateway = String::from_utf8(armor(directory.path(), &["elements", "daemon_gateway"]).stdout).unwrap();
     assert!(gateway.contains("\nThread:        the main one, for it takes messages over (MSG_ROUTE)\n"), "{gateway}");
-    for (name, other) in [("app_oversight", "APP_COMM_SERVER"), ("APP_COMM_SERVER", "app_oversight")] {
+    for (name, other) in
+        [("app_oversight", "APP_COMM_SERVER, APP_COMM_CLIENT"), ("APP_COMM_SERVER", "app_oversight"), ("APP_COMM_CLIENT", "app_oversight")]
+    {
         let one = String::from_utf8(armor(directory.path(), &["elements", name]).stdout).unwrap();
         let thread = format!("\nThread:        the main one, or with arbiter = true its own; not its own beside {other}\n");
         assert!(one.contains(&thread), "{one}");

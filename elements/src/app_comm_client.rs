@@ -2,8 +2,9 @@
 //!
 //! Purpose: takes connect requests from the shim, finds the ARMOR that oversees the server, and carries the bytes of each
 //! connection; it keeps what the client said since the mark, so that the server and its whole node may vanish.
-//! Subscribes: `MSG_APP_SERVER_TABLE`, `MSG_APP_SERVER_INFO`, `MSG_APPCOMM_CONNECT_REPLY`, `MSG_APPCOMM_REPLAY_CONNECT`,
-//! `MSG_APPCOMM_REPLAY`, `MSG_APPCOMM_DATA`, `MSG_APPCOMM_ACK`, `MSG_APPCOMM_RESET`, `MSG_STATE_MEMORY`, `MSG_APP_SERVICE_GONE`.
+//! Subscribes: `MSG_APP_STARTED`, `MSG_APP_FAILED`, `MSG_APP_SERVER_TABLE`, `MSG_APP_SERVER_INFO`, `MSG_APPCOMM_CONNECT_REPLY`,
+//! `MSG_APPCOMM_REPLAY_CONNECT`, `MSG_APPCOMM_REPLAY`, `MSG_APPCOMM_DATA`, `MSG_APPCOMM_ACK`, `MSG_APPCOMM_RESET`, `MSG_STATE_MEMORY`,
+//! `MSG_APP_SERVICE_GONE`.
 //! Emits: `MSG_APP_SERVER_SUBSCRIBE`, `MSG_APP_LOOKUP_SERVER_INFO`, `MSG_APP_SERVER_TABLE_ACK`, `MSG_APP_CLIENT_CONNECTED`,
 //! `MSG_APPCOMM_SERVER_CONNECT_REQUEST`, `MSG_APPCOMM_DATA`, `MSG_APPCOMM_ACK`, `MSG_APPCOMM_RESET`.
 //! Configuration: `closed` (refuse what is no registered service, thesis §4.2.1), `allowed_uids`, `window_bytes`, `log_bytes`,
@@ -13,10 +14,12 @@
 mod ftm;
 #[path = "app_comm_client/moved.rs"]
 mod moved;
+#[path = "app_comm_client/reattach.rs"]
+mod reattach;
 #[path = "app_comm_client/restored.rs"]
 mod restored;
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -30,11 +33,12 @@ use armor_journal::{Bounds, Journal, Recovery};
 use armor_proto::connection::{ClientEnd, ConnectRequest, Event as EndEvent, Replay, ResetReason};
 use armor_proto::hookup::{CLIENT_SOCKET, Endpoint, Name, Reply, Request, Role};
 use armor_proto::ids::{ArmorId, ConnectionId};
+use reattach::{Application, Reattachable};
 use restored::{About, Keys, Wait};
 use serde::Deserialize;
 
 use crate::endpoints::{
-    AT_ONCE, ApplicationSocket, Asked, Crowd, Ending, Handed, HookupListener, Keeping, LISTED, Note, Pending, Port, Proxy, Read, Remembered, ReplyTo,
+    AT_ONCE, ApplicationSocket, Asked, Crowd, Handed, HookupListener, Keeping, LISTED, Note, Pending, Port, Proxy, Read, Remembered, ReplyTo,
     ServerTable, SharedFile, SpillFile, Whereabouts, client_pair, connection_config, descriptors, get_option_for, how_ended, let_bind_choose_a_port, policy,
     set_option_for, source_address_for,
 };
@@ -86,16 +90,31 @@ struct Client {
     descriptor: i32,
     /// What its log goes on in.
     spilled: Option<SharedFile>,
+    /// What lets it outlive that process.
+    reattach: Option<Reattachable>,
+    /// Life of this end's socket, so that a late task of an earlier socket is told apart.
+    life: u32,
+}
+
+impl Client {
+    /// A process has the connection, or has closed it just now.
+    fn is_attached(&self) -> bool {
+        self.port.socket.is_some() && !self.port.end.is_lost()
+    }
 }
 
 /// How far a connection is.
-#[derive(Clone, Copy, serde::Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 enum State {
     Connecting,
     Established,
     Recovering,
+    /// Its client's process is gone, and the next one is awaited.
+    Lost,
     Finished,
+    /// Finished, and kept for the client's next process.
+    Kept,
     Reset,
 }
 
@@ -116,6 +135,8 @@ pub struct AppCommClient {
     /// Connections that the FTM may not know of.
     untold: HashSet<ConnectionId>,
     clients: HashMap<ConnectionId, Client>,
+    /// Supervised ones whose connections outlive their processes.
+    applications: BTreeMap<String, Application>,
     resets: Remembered<ResetReason>,
     crowd: Crowd,
     next: u64,
@@ -151,6 +172,7 @@ impl Element for AppCommClient {
             early: VecDeque::new(),
             untold: HashSet::new(),
             clients: HashMap::new(),
+            applications: BTreeMap::new(),
             resets: Remembered::default(),
             crowd: Crowd::default(),
             next,
@@ -162,6 +184,8 @@ impl Element for AppCommClient {
 
     fn operations(operations: &mut Operations<Self>) {
         operations
+            .on(Self::application_started)
+            .on(Self::application_failed)
             .on(Self::table)
             .on(Self::server_info)
             .on(Self::memory)
@@ -196,6 +220,15 @@ impl Element for AppCommClient {
         Ok(())
     }
 
+    fn capture(&self) -> Option<Vec<u8>> {
+        rmp_serde::to_vec(&self.applications).ok()
+    }
+
+    fn restore(&mut self, state: &[u8]) -> Result<(), String> {
+        self.applications = rmp_serde::from_slice(state).map_err(|error| error.to_string())?;
+        Ok(())
+    }
+
     fn timer(&mut self, token: u64, context: &mut Context<'_>) {
         if token == SUBSCRIBE {
             context.send_to(ArmorId::FTM, AppServerSubscribe { armor: context.armor() });
@@ -223,7 +256,7 @@ impl Element for AppCommClient {
             })
             .collect();
         let not_listed = self.clients.len().saturating_sub(LISTED);
-        serde_json::json!({ "connections": connections, "not_listed": not_listed, "table_version": self.version })
+        serde_json::json!({ "connections": connections, "not_listed": not_listed, "table_version": self.version, "reattach": self.reattach_status() })
     }
 }
 
@@ -245,6 +278,8 @@ impl AppCommClient {
                 let under_way = matches!(asked.request, Request::Closed { .. } | Request::Aborted { .. });
                 if under_way && self.clients.get(&id).is_some_and(|client| client.waiting.is_some()) {
                     self.forget(id, context);
+                } else if under_way {
+                    self.announced(id, matches!(asked.request, Request::Aborted { .. }), context);
                 }
             }
             Request::HowEnded { name } => asked.reply.send(&how_ended(&self.resets, ConnectionId(name.id)), None),
@@ -265,6 +300,7 @@ impl AppCommClient {
     }
 
     fn connect(&mut self, asked: Asked, context: &mut Context<'_>) {
+        let Some(asked) = self.take_over(asked, context) else { return };
         let Request::Connect { addr, nonblocking, descriptor, .. } = asked.request else { return };
         let refuse = |errno: i32| asked.reply.send(&Reply::Connected { errno, pending: false, name: None }, None);
         let Some(server) = self.table.as_ref().and_then(|table| table.find(addr)).cloned() else {
@@ -302,7 +338,18 @@ impl AppCommClient {
         if let Some(spill) = spill {
             end.set_spill(Box::new(spill));
         }
-        let about = About { id, local, dialled: addr, server: server.clone(), pid: asked.pid, descriptor };
+        let mut reattach = None;
+        if let Some(about) = self.reattach_for(asked.pid, context) {
+            match self.let_reattach(id, about, &mut end, &application, now) {
+                Ok(made) => reattach = Some(made),
+                Err(error) => {
+                    let told = Event::new("reattach-lost").with("service", &server.service).with("connection", id);
+                    self.tell(told.with("reason", error), context);
+                }
+            }
+        }
+        let outlives = reattach.as_ref().map(|reattach| reattach.about.clone());
+        let about = About { id, local, dialled: addr, server: server.clone(), pid: asked.pid, descriptor, reattach: outlives };
         let wait = pending.as_ref().map_or(Wait::Blocked, |pending| Wait::Polling(pending.filled()));
         let mut port = match Port::begin(&self.journal, &about, Note { other_end: server.armor, word: wait.word() }, end) {
             Ok(port) => port,
@@ -315,14 +362,16 @@ impl AppCommClient {
         self.keeping.keep(&keys.socket, own.descriptor().as_fd());
         self.keeping.keep_some(&keys.application, pending.as_ref().map(|_| &application));
         port.attach(own);
+        self.takes_place(asked.pid, addr, id, context);
         let waiting = match pending {
             Some(pending) => {
-                asked.reply.send(&Reply::Connected { errno: 0, pending: true, name: Some(name) }, Some(application.as_fd()));
+                let reply = asked.reply;
+                context.then(move || reply.send(&Reply::Connected { errno: 0, pending: true, name: Some(name) }, Some(application.as_fd())));
                 Waiting::Polling(pending)
             }
             None => Waiting::Blocked { asker: asked.reply, application },
         };
-        let client = Client { port, name, server, dialled: addr, holder: asked.socket, waiting: Some(waiting), looked_up: false, state: State::Connecting, pid: asked.pid, descriptor, spilled };
+        let client = Client { port, name, server, dialled: addr, holder: asked.socket, waiting: Some(waiting), looked_up: false, state: State::Connecting, pid: asked.pid, descriptor, spilled, reattach, life: 0 };
         self.clients.insert(id, client);
         self.turn(id, now, context);
     }
@@ -417,18 +466,12 @@ impl AppCommClient {
         });
     }
 
-    fn readable(&mut self, id: ConnectionId, context: &mut Context<'_>) -> Read {
+    fn readable(&mut self, id: ConnectionId, life: u32, context: &mut Context<'_>) -> Read {
         let now = Instant::now();
-        let Some(client) = self.clients.get_mut(&id) else { return Read::Finished };
+        let Some(client) = self.clients.get_mut(&id).filter(|client| client.life == life) else { return Read::Finished };
         let (read, ending) = client.port.read(now);
         if let Some(ending) = ending {
-            client.port.read_done = true;
-            // A client that nobody supervises ends as TCP would let it end.
-            match ending {
-                Ending::Half => client.port.end.app_eof(now),
-                Ending::Gone => client.port.end.app_closed(now),
-                Ending::Reset => client.port.end.app_reset(now),
-            }
+            self.stream_ended(id, ending, now, context);
         }
         self.turn(id, now, context);
         read
@@ -437,6 +480,7 @@ impl AppCommClient {
     fn established(&mut self, id: ConnectionId, context: &mut Context<'_>) {
         let Some(client) = self.clients.get_mut(&id) else { return };
         client.state = State::Established;
+        let awaited = client.waiting.is_some();
         match client.waiting.take() {
             Some(Waiting::Blocked { asker, application }) => {
                 // Saved first: an application that has its socket must not be taken for one that waits.
@@ -454,19 +498,23 @@ impl AppCommClient {
                 client.port.save();
                 self.keeping.forget(&Keys::of(id).application);
             }
-            None => return,
+            // Its process is gone, and the next one has not asked yet.
+            None if client.port.end.is_lost() => client.state = State::Lost,
+            None => {}
         }
         let row = ClientRow { connection: id, armor: context.armor() };
         context.send_to(ArmorId::FTM, AppClientConnected { address: client.server.address, client: row, connected: true });
-        self.watch(id, context);
+        if awaited {
+            self.watch(id, context);
+        }
     }
 
     /// Reads what the application says from now on.
     fn watch(&self, id: ConnectionId, context: &mut Context<'_>) {
         let Some(client) = self.clients.get(&id).filter(|client| client.waiting.is_none()) else { return };
         let Some(socket) = &client.port.socket else { return };
-        let (watch, handle) = (socket.watch(), context.handle::<Self>());
-        context.spawn(watch.readable(move || handle.call(|element, context| element.readable(id, context))));
+        let (watch, life, handle) = (socket.watch(), client.life, context.handle::<Self>());
+        context.spawn(watch.readable(move || handle.call(|element, context| element.readable(id, life, context))));
     }
 
     /// Another vault keeps nothing yet.
@@ -479,6 +527,7 @@ impl AppCommClient {
                 self.keeping.keep(&keys.application, pending.application());
             }
             client.spilled.as_ref().and_then(|spilled| spilled.with(|file| self.keeping.keep(&keys.spill, file.as_fd())));
+            self.keep_reattachable(id, client);
         }
     }
 
@@ -492,7 +541,7 @@ impl AppCommClient {
     /// Nothing of the connection is kept any more.
     fn let_go(&self, id: ConnectionId) {
         let keys = Keys::of(id);
-        for key in [&keys.socket, &keys.application, &keys.spill] {
+        for key in [&keys.socket, &keys.application, &keys.spill, &keys.transcript, &keys.copy] {
             self.keeping.forget(key);
         }
     }
@@ -506,6 +555,7 @@ impl AppCommClient {
         }
         client.port.detach();
         self.let_go(id);
+        self.place_is_free(&client, id, context);
         self.tell(Event::new("connect-refused").with("service", &client.server.service).with("errno", errno), context);
     }
 
@@ -513,6 +563,7 @@ impl AppCommClient {
         if let Some(mut client) = self.clients.remove(&id) {
             client.port.detach();
             self.let_go(id);
+            self.place_is_empty(&client, id, context);
             let row = ClientRow { connection: id, armor: context.armor() };
             context.send_to(ArmorId::FTM, AppClientConnected { address: client.server.address, client: row, connected: false });
         }
@@ -549,6 +600,7 @@ impl Proxy for AppCommClient {
         self.resets.remember(id, reason);
         // The application sees the reset when the last copy of this end is closed.
         self.let_go(id);
+        self.drop_copy(id);
         let service = self.clients.get(&id).map_or("", |client| &client.server.service);
         let told = Event::new("connection-reset").with("connection", id).with("service", service);
         self.tell(told.with("reason", format!("{reason:?}")), context);
@@ -585,6 +637,12 @@ impl Proxy for AppCommClient {
                     self.refused(id, errno, context);
                 }
             }
+            EndEvent::ClientLost
+            | EndEvent::Reattached { .. }
+            | EndEvent::SaidAgain { .. }
+            | EndEvent::NotReattached
+            | EndEvent::TranscriptLost(_)
+            | EndEvent::Archived => self.report_process(id, event, context),
             // These are said by a server's end.
             EndEvent::Replayed | EndEvent::Recovered { .. } => {}
             EndEvent::Drained => self.forget(id, context),

@@ -115,8 +115,8 @@ impl Element for AppOversight {
     const NAME: &'static str = "app_oversight";
     const PURPOSE: &'static str = "launches, watches and restarts applications (thesis §3.2.2)";
     const EXAMPLE: &'static str = "stop_grace_ms = 3000\nmax_log_bytes = 16777216\nlabels = { zone = \"a\" }\n";
-    // It has to know of a new life of an application before that binds an address.
-    const SAME_THREAD: &'static [&'static str] = &["APP_COMM_SERVER"];
+    // They have to know of a new life of an application before that binds an address, or connects to one.
+    const SAME_THREAD: &'static [&'static str] = &["APP_COMM_SERVER", "APP_COMM_CLIENT"];
     type Config = Config;
 
     fn new(config: Config, setup: &Setup) -> Result<Self, String> {

@@ -4,6 +4,7 @@ mod application;
 mod health;
 mod placement;
 mod ready;
+mod reattach;
 mod standby;
 
 use std::collections::BTreeMap;
@@ -16,6 +17,7 @@ pub use application::{ApplicationSpec, ApplicationState, OnDivergence, Policy};
 pub use health::Health;
 pub use placement::{Labels, LaunchId, PlacedAddress, Placement, check_labels};
 pub use ready::{ReadyQuestion, SpokenBytes};
+pub use reattach::{ReattachPolicy, ReattachSpec};
 pub use standby::StandbyCount;
 
 /// One row of the server table, as daemons see it.

@@ -1,6 +1,8 @@
 //! `armor launch`: a protected and supervised server, in the background.
 
 mod health;
+#[path = "launch/reattach.rs"]
+mod reattach;
 mod standby;
 
 use std::path::{Path, PathBuf};
@@ -11,6 +13,8 @@ use anyhow::{Context as _, anyhow, bail};
 use armor_elements::operations::{AppLaunch, AppLaunched, ApplicationSpec, OnDivergence, Policy, SpokenBytes};
 use armor_proto::ids::ArmorId;
 use serde_json::Value;
+
+use reattach::ReattachOptions;
 
 use super::run::{install, warn_if_unprotected};
 use crate::client::Client;
@@ -62,15 +66,17 @@ pub(crate) struct Launch {
     ready_timeout: Option<Duration>,
     #[command(flatten)]
     standby: standby::StandbyOptions,
+    #[command(flatten)]
+    reattach: ReattachOptions,
     /// Node to launch on [default: the only one, or node1]
     #[arg(long, value_name = "NAME")]
     node: Option<String>,
     /// Oversee it by an ARMOR process of its own instead of the node's daemon
     #[arg(long)]
     execution_armor: bool,
-    /// Wait until it listens and is ready, at most so long; 0: do not wait
-    #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "10")]
-    wait: Duration,
+    /// Wait until it listens and is ready, at most so long; 0: do not wait [default: 10; with --reattach: 0]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    wait: Option<Duration>,
     /// Set an environment variable for it
     #[arg(short, long = "env", value_name = "KEY=VALUE", value_parser = variable)]
     environment: Vec<(String, String)>,
@@ -153,22 +159,26 @@ impl Launch {
             return Ok(refused);
         }
         let base = Base::of(&self.place)?;
+        // What has connections to take up is a client, and may serve nothing.
+        let usual = if spec.reattach.is_some() { Duration::ZERO } else { Duration::from_secs(10) };
+        let wait = self.wait.unwrap_or(usual);
         let daemon = base.node(self.node.as_deref())?;
         let mut client = Client::attach(&daemon)?;
         let overseer = if self.execution_armor { install(&mut client, &daemon, &name)?.armor } else { daemon.armor() };
+        let is_client = spec.reattach.is_some();
         client.send(overseer, AppLaunch { spec })?;
         let launched: AppLaunched = client.wait(Duration::from_secs(10)).with_context(|| format!("{name} on {}", daemon.name))?;
         if !launched.error.is_empty() {
             bail!("{name} cannot be launched on {}: {}", daemon.name, launched.error);
         }
-        let mut watch = Watch { client, overseer, name: &name, log: None };
-        let seen = if self.wait.is_zero() { watch.look()? } else { watch.until_it_serves(self.wait)? };
+        let mut watch = Watch { client, overseer, name: &name, log: None, is_client };
+        let seen = if wait.is_zero() { watch.look()? } else { watch.until_it_serves(wait)? };
         let log = watch.log.map_or_else(|| "unknown".to_owned(), |log| log.display().to_string());
         let addresses = if seen.addresses.is_empty() { String::new() } else { format!(", serves {}", seen.addresses.join(", ")) };
         output::print(&format!("{name}: launched on {}, pid {}{addresses}\nlog: {log}\n", daemon.name, launched.pid))?;
-        let patience = self.wait.as_secs_f64();
-        if self.wait.is_zero() || seen.serves() {
-            let (all, warning) = if self.wait.is_zero() { (None, None) } else { seen.standbys.told(&name, patience) };
+        let patience = wait.as_secs_f64();
+        if wait.is_zero() || seen.serves() {
+            let (all, warning) = if wait.is_zero() { (None, None) } else { seen.standbys.told(&name, patience) };
             output::print(&all.unwrap_or_default())?;
             if let Some(warning) = warning {
                 eprintln!("armor: {warning}");
@@ -237,6 +247,7 @@ impl Launch {
             spec.settled_ms = Some(u32::try_from(settled.as_millis()).unwrap_or(u32::MAX));
         }
         self.standby.apply(&mut spec);
+        self.reattach.apply(&mut spec)?;
         spec.check().map_err(|(_, reason)| anyhow!("{}: {reason}", spec.name))?;
         Ok(spec)
     }
@@ -272,6 +283,8 @@ struct Watch<'a> {
     overseer: ArmorId,
     name: &'a str,
     log: Option<PathBuf>,
+    /// It need not serve anything, and may be done by now.
+    is_client: bool,
 }
 
 /// What a look at it has shown.
@@ -321,7 +334,7 @@ impl Watch<'_> {
             standbys = standby::Seen::of(row);
             self.log = row["log"].as_str().map(PathBuf::from);
             let state = text(&row["state"]);
-            if own.is_empty() && (state == "ended" || state == "given-up") {
+            if own.is_empty() && (state == "given-up" || state == "ended" && !self.is_client) {
                 let tail = self.log.as_deref().map_or_else(String::new, |log| format!("; {}", environment::tail(log)));
                 let restarts = text(&row["restarts"]);
                 bail!(

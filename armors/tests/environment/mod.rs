@@ -130,6 +130,11 @@ impl Environment {
         self.listed("APP_COMM_SERVER", "connections")
     }
 
+    /// Connections as the ARMORs of clients see them.
+    pub fn client_ends(&self) -> Vec<Value> {
+        self.listed("APP_COMM_CLIENT", "connections")
+    }
+
     /// Timelines of a service's recoveries.
     pub fn recoveries(&self, service: &str) -> Vec<Value> {
         self.listed("APP_COMM_SERVER", "recoveries").into_iter().filter(|recovery| recovery["service"] == service).collect()

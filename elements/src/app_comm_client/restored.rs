@@ -12,8 +12,9 @@ use armor_proto::hookup::{Endpoint, Name, Role};
 use armor_proto::ids::ConnectionId;
 use serde::{Deserialize, Serialize};
 
+use super::reattach::AboutReattach;
 use super::{AppCommClient, Client, State, Waiting};
-use crate::endpoints::{ApplicationSocket, End as _, Handed, Note, Pending, Port, Proxy, SpillFile, connection_config, policy};
+use crate::endpoints::{ApplicationSocket, Handed, Note, Pending, Port, Proxy, SpillFile, connection_config, policy};
 use crate::operations::{OnDivergence, ServerRow};
 
 /// What a connection is about for good, in its record.
@@ -25,6 +26,9 @@ pub(super) struct About {
     pub(super) server: ServerRow,
     pub(super) pid: u32,
     pub(super) descriptor: i32,
+    /// How it outlives that process, if it does.
+    #[serde(default)]
+    pub(super) reattach: Option<AboutReattach>,
 }
 
 impl About {
@@ -73,11 +77,14 @@ pub(super) struct Keys {
     pub(super) socket: String,
     pub(super) application: String,
     pub(super) spill: String,
+    pub(super) transcript: String,
+    pub(super) copy: String,
 }
 
 impl Keys {
     pub(super) fn of(id: ConnectionId) -> Keys {
-        Keys { socket: format!("socket-{:x}", id.0), application: format!("application-{:x}", id.0), spill: format!("spill-{:x}", id.0) }
+        let key = |what| format!("{what}-{:x}", id.0);
+        Keys { socket: key("socket"), application: key("application"), spill: key("spill"), transcript: key("transcript"), copy: key("copy") }
     }
 }
 
@@ -132,7 +139,9 @@ impl AppCommClient {
         };
         let spilled = spill.as_ref().map(SpillFile::shared);
         let spill = spill.map(|spill| Box::new(spill) as Box<dyn Spill + Send>);
-        let end = ClientEnd::restore(end, log, spill, config, policy, now).map_err(|error| error.to_string())?;
+        let mut end = ClientEnd::restore(end, log, spill, config, policy, now).map_err(|error| error.to_string())?;
+        let (transcript, copy) = (handed.take(&keys.transcript), handed.take(&keys.copy));
+        let reattach = about.reattach.clone().map(|about| Self::let_reattach_again(about, &mut end, transcript, copy, now));
         let mut port = Port::new(end, note, record);
         let socket = handed.take(&keys.socket).map(ApplicationSocket::new).transpose().map_err(|error| error.to_string())?;
         let application = handed.take(&keys.application);
@@ -144,7 +153,7 @@ impl AppCommClient {
                 let application = application.ok_or("the socket of a pending connect is gone")?;
                 waiting = Some(Waiting::Polling(Pending::take_up(application, filled).map_err(|error| error.to_string())?));
             }
-            (_, Some(call)) => port.end.last_call(call, now),
+            (_, Some(call)) => port.last_call(call, now),
             (_, None) => {}
         }
         if waiting.is_none() {
@@ -154,15 +163,23 @@ impl AppCommClient {
         match socket {
             // Whoever waited for our answer asks again; this connect was in vain.
             _ if wait == Wait::Blocked => port.end.app_reset(now),
+            // It was closed, and waits for the client's next process.
+            Some(_) if reattach.is_some() && port.end.is_past() => self.keeping.forget(&keys.socket),
             Some(socket) => port.attach(socket),
+            // Its process is gone, or had closed it.
+            None if reattach.is_some() && (port.end.is_lost() || port.end.can_reattach()) => {}
             None => port.end.app_closed(now),
         }
+        let hung_up = reattach.is_some() && port.socket.as_ref().is_some_and(ApplicationSocket::hung_up);
         let state = if wait == Wait::Over { State::Recovering } else { State::Connecting };
         let About { dialled, pid, descriptor, .. } = about;
         // Options that were set before are forgotten; further ones can be.
         let holder = crate::endpoints::fresh_socket(name.family()).ok();
-        let client = Client { port, name, server, dialled, holder, waiting, looked_up: false, state, pid, descriptor, spilled };
+        let client = Client { port, name, server, dialled, holder, waiting, looked_up: false, state, pid, descriptor, spilled, reattach, life: 0 };
         self.clients.insert(id, client);
+        if hung_up {
+            self.found_hung_up(id, context);
+        }
         self.watch(id, context);
         self.turn(id, now, context);
         Ok(())

@@ -316,6 +316,12 @@ impl Proxy for AppCommServer {
             | EndEvent::LogOverflow { .. }
             | EndEvent::ReplayGivenUp
             | EndEvent::ReplayRegained
+            | EndEvent::ClientLost
+            | EndEvent::Reattached { .. }
+            | EndEvent::SaidAgain { .. }
+            | EndEvent::NotReattached
+            | EndEvent::TranscriptLost(_)
+            | EndEvent::Archived
             | EndEvent::MarkRefused(_) => {}
         }
     }

@@ -19,6 +19,7 @@ mod settings;
 mod socket_options;
 mod spill;
 mod taken;
+mod transcript;
 mod unread_byte;
 mod watched;
 
@@ -40,6 +41,7 @@ pub(crate) use socket_options::let_bind_choose_a_port;
 pub use socket_options::{ConnectionOptions, fresh_socket, get_option_for, set_option_for};
 pub use spill::{SharedFile, SpillFile};
 pub use taken::{is_accepted, unread};
+pub use transcript::TranscriptFile;
 pub use unread_byte::Whereabouts;
 
 /// Reads of an application's socket are made into buffers of this size.

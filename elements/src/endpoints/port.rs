@@ -42,6 +42,8 @@ pub trait End {
     fn save(&self, state: &mut Vec<u8>);
     /// What the call on the application's socket had done during which the process died.
     fn last_call(&mut self, call: LastCall, now: Instant);
+    /// See `ClientEnd::drops_next_read`.
+    fn drops_next_read(&self) -> bool;
     /// See `ClientEnd::resume`.
     fn resume(&mut self, now: Instant);
     /// See `ClientEnd::handle_data`.
@@ -88,7 +90,7 @@ pub trait End {
 }
 
 macro_rules! end {
-    ($end:ty, $incoming:expr, $gone:ident, $keep:expr, $given:expr) => {
+    ($end:ty, $incoming:expr, $gone:ident, $keep:expr, $drops:expr, $given:expr) => {
         impl End for $end {
             const INCOMING: Direction = $incoming;
             const KEEP: Keep = $keep;
@@ -100,6 +102,9 @@ macro_rules! end {
                     LastCall::Received(pieces) => pieces.into_iter().for_each(|piece| <$end>::app_read(self, piece, now)),
                     given => $given(self, given, now),
                 }
+            }
+            fn drops_next_read(&self) -> bool {
+                $drops(self)
             }
             fn resume(&mut self, now: Instant) {
                 <$end>::resume(self, now);
@@ -156,12 +161,12 @@ macro_rules! end {
     };
 }
 
-end!(ClientEnd, Direction::S2c, app_closed, Keep::Bytes, |end: &mut ClientEnd, given, now| {
+end!(ClientEnd, Direction::S2c, app_gone, Keep::Bytes, ClientEnd::drops_next_read, |end: &mut ClientEnd, given, now| {
     if let LastCall::Sent(bytes) = given {
         end.app_given(&bytes, now);
     }
 });
-end!(ServerEnd, Direction::C2s, server_lost, Keep::Count, |end: &mut ServerEnd, given, _| {
+end!(ServerEnd, Direction::C2s, server_lost, Keep::Count, |_| false, |end: &mut ServerEnd, given, _| {
     if let LastCall::Counted(count) = given {
         end.app_given(count);
     }
@@ -382,22 +387,50 @@ impl<E: End> Port<E> {
     }
 
     fn take(&mut self, received: Received, now: Instant) {
+        let (drops, length) = (self.end.drops_next_read(), received.first.len() + received.second.len());
         for piece in [received.first, received.second] {
             self.read_bytes += piece.len() as u64;
             if !piece.is_empty() {
                 self.end.app_read(piece, now);
             }
         }
+        if drops {
+            self.record.forget_last(length);
+        }
     }
 
-    /// Reads all that is left in the socket of a process that has died, window or not.
-    pub fn drain_dead(&mut self, now: Instant) {
-        while !self.read_done
-            && let Reading::Bytes(received) = self.receive(super::READ_SIZE)
-        {
-            self.take(received, now);
+    /// What the call on the application's socket had done during which the ARMOR's process died.
+    pub fn last_call(&mut self, call: LastCall, now: Instant) {
+        let known = match &call {
+            LastCall::Received(pieces) if self.end.drops_next_read() => pieces.iter().map(Bytes::len).sum(),
+            _ => 0,
+        };
+        self.end.last_call(call, now);
+        if known > 0 {
+            self.record.forget_last(known);
+        }
+    }
+
+    /// Reads all that is left in the socket of a process that has died, window or not; how its stream ended if that is seen.
+    pub fn drain_dead(&mut self, now: Instant) -> Option<Ending> {
+        let mut ending = None;
+        while !self.read_done {
+            // What an earlier process had said is read apart from what is new.
+            let most = if self.end.drops_next_read() { self.end.read_capacity() } else { super::READ_SIZE };
+            if most == 0 {
+                break;
+            }
+            match self.receive(most) {
+                Reading::Bytes(received) => self.take(received, now),
+                Reading::Ended(how) => {
+                    ending = Some(how);
+                    break;
+                }
+                Reading::Empty | Reading::NoRoom => break,
+            }
         }
         self.detach();
+        ending
     }
 
     /// The application's buffer has room again.
@@ -474,7 +507,10 @@ impl<E: End> Port<E> {
                 self.end.app_wrote(written, now);
             }
             // The application is gone. After a half-close nobody reads any more, so this is the only sign of it.
-            Err(_) if self.read_done => self.end.app_gone(now),
+            Err(_) if self.read_done => {
+                self.end.app_gone(now);
+                self.blocked = true;
+            }
             // The reading side finds out how, and what that means.
             Err(_) => self.blocked = true,
         }

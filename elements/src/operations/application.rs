@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Health, Placement, ReadyQuestion, StandbyCount};
+use super::{Health, Placement, ReadyQuestion, ReattachSpec, StandbyCount};
 
 /// How a service recovers its connections: where a new process takes them up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
@@ -85,6 +85,9 @@ pub struct ApplicationSpec {
     /// When it counts as hung.
     #[serde(default)]
     pub health: Health,
+    /// How connections that it makes outlive its process; absent when they end with it.
+    #[serde(default)]
+    pub reattach: Option<ReattachSpec>,
 }
 
 impl ApplicationSpec {
@@ -106,6 +109,9 @@ impl ApplicationSpec {
         }
         if let Err((key, reason)) = self.health.check() {
             return Err((format!("health.{key}"), format!("health.{key}: {reason}")));
+        }
+        if let Some(Err((key, reason))) = self.reattach.as_ref().map(ReattachSpec::check) {
+            return Err((format!("reattach.{key}"), format!("reattach.{key}: {reason}")));
         }
         let wrong = match (self.settled_ms, self.policy) {
             (Some(0), _) => "settled_ms is 0: no silence would be needed for an answer to be complete; leave it out, or take 1 or more",

@@ -7,6 +7,9 @@
 //! Invariant: a byte of the client leaves the log only when it is acknowledged and lies before the mark, or when the
 //! log bound is passed, which is reported.
 
+#[path = "client_end/process.rs"]
+mod process;
+
 use std::io::IoSlice;
 use std::time::{Duration, Instant};
 
@@ -17,8 +20,9 @@ use super::digest::RangeHash;
 use super::error::ProtocolError;
 use super::event::{AppAction, Event};
 use super::mark::{Conversation, MarkPolicy, Prologue};
+use super::reattach::Reattachment;
 use super::record::{Ack, ConnectReply, ConnectRequest, Data, Direction, Mark, Record, Replay, Reset, ResetReason, Resume};
-use super::saved::{RestoreError, SavedClient};
+use super::saved::{RestoreError, SavedClient, SavedReattach};
 use super::send_log::Spill;
 use super::session::{Ends, Session};
 use crate::ids::{ConnectionId, Incarnation};
@@ -72,6 +76,14 @@ pub struct ClientEnd {
     answered_c2s: u64,
     /// What had been received at the last recovery, while nothing new has come.
     recovered_at: Option<u64>,
+    /// How the connection outlives the client's process, if it does.
+    reattachment: Option<Reattachment>,
+    /// What was saved of it, until [`ClientEnd::set_reattach`] is called.
+    saved_reattach: Option<SavedReattach>,
+    /// Since when the connection waits for another process.
+    lost_since: Option<Instant>,
+    /// A process is to be shown a reset that does not concern the server.
+    own_reset: Option<ResetReason>,
 }
 
 impl ClientEnd {
@@ -98,6 +110,10 @@ impl ClientEnd {
             seen: Incarnation(0),
             answered_c2s: 0,
             recovered_at: None,
+            reattachment: None,
+            saved_reattach: None,
+            lost_since: None,
+            own_reset: None,
         }
     }
 
@@ -118,6 +134,7 @@ impl ClientEnd {
             answered_c2s: self.answered_c2s,
             recovering: self.connecting.is_some() || self.recovered_at.is_some(),
             policy: policy.into(),
+            reattach: self.reattachment.as_ref().map(Reattachment::save),
         };
         // Into memory, numbers and bytes alone: there is nothing to fail.
         let _ = rmp_serde::encode::write(state, &saved);
@@ -144,7 +161,7 @@ impl ClientEnd {
         let replays = policy.resume() == Resume::Mark;
         let replayable = saved.replayable && session.sender.log.first() <= saved.mark.c2s;
         session.sender.keep_from(replayable.then_some(saved.mark.c2s));
-        if saved.replayable && !replayable {
+        if saved.replayable && !replayable && !session.is_over() {
             let bytes = session.sender.end().saturating_sub(saved.mark.c2s);
             session.report(Event::LogOverflow { bytes });
         }
@@ -163,14 +180,22 @@ impl ClientEnd {
             seen: saved.seen,
             answered_c2s: saved.answered_c2s,
             recovered_at: saved.recovering.then(|| session.receiver.written()),
+            reattachment: None,
+            saved_reattach: saved.reattach,
+            lost_since: None,
+            own_reset: None,
             session,
         })
     }
 
     /// The call during which the process died had given these bytes to the client.
     pub fn app_given(&mut self, bytes: &[u8], now: Instant) {
+        if self.retold(bytes.len()) {
+            return;
+        }
         self.look_at_answer(bytes, now);
         self.session.receiver.given(bytes.len() as u64);
+        self.told(bytes);
     }
 
     /// After [`ClientEnd::restore`]: finds the server's end again, and its process if that lives.
@@ -188,13 +213,20 @@ impl ClientEnd {
     /// Bytes that may be read from the client now; 0 says stop reading.
     #[must_use]
     pub fn read_capacity(&self) -> usize {
+        if let Some(known) = self.known_capacity() {
+            return known;
+        }
         if self.established && !self.session.is_over() { self.session.sender.capacity() } else { 0 }
     }
 
     /// The client has said `bytes`. They are taken even beyond [`ClientEnd::read_capacity`].
     pub fn app_read(&mut self, bytes: Bytes, now: Instant) {
+        let bytes = self.said_again(bytes, now);
         if bytes.is_empty() || self.session.is_over() || self.session.sender.ended() {
             return;
+        }
+        if let Some(reattachment) = &mut self.reattachment {
+            reattachment.client_said(&bytes);
         }
         if self.hash.is_some() {
             let conversation = self.conversation(now);
@@ -209,13 +241,19 @@ impl ClientEnd {
     }
 
     /// The client has ended its stream and still listens (half-close).
-    pub fn app_eof(&mut self, _now: Instant) {
+    pub fn app_eof(&mut self, now: Instant) {
+        self.diverge_if_short(now);
         self.session.sender.finish();
     }
 
     /// The client has closed in order. What it said is still delivered, and replayed if need be; what is said to it is
     /// dropped, and beyond a window full of it the server is reset, as TCP would.
     pub fn app_closed(&mut self, now: Instant) {
+        self.diverge_if_short(now);
+        self.heed_close();
+        if self.session.is_over() {
+            return;
+        }
         self.session.set_app(false);
         self.session.sender.finish();
         // What waits is dropped, and counts as given.
@@ -226,7 +264,11 @@ impl ClientEnd {
 
     /// The client has reset the connection, or its process has died where that counts as a reset.
     pub fn app_reset(&mut self, now: Instant) {
-        self.session.reset_by_app(now);
+        let past = self.is_past();
+        self.heed_close();
+        if !past {
+            self.session.reset_by_app(now);
+        }
     }
 
     /// Resets both applications, for example because the server's restart limit is reached.
@@ -242,11 +284,20 @@ impl ClientEnd {
 
     /// Fills `slices` with what waits for the client's socket and returns how many were filled.
     pub fn app_slices<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
-        self.session.receiver.slices(slices)
+        match (self.retold_piece(), slices.first_mut()) {
+            (Some(piece), Some(slice)) => {
+                *slice = IoSlice::new(piece);
+                1
+            }
+            _ => self.session.receiver.slices(slices),
+        }
     }
 
     /// `count` bytes of what waited were written into the client's socket.
     pub fn app_wrote(&mut self, count: usize, now: Instant) {
+        if self.retold(count) {
+            return;
+        }
         let mut left = count;
         while left > 0 {
             let piece = self.session.receiver.front(left);
@@ -255,6 +306,7 @@ impl ClientEnd {
             }
             self.look_at_answer(&piece, now);
             self.session.receiver.wrote(piece.len(), now);
+            self.told(&piece);
             left -= piece.len();
         }
     }
@@ -506,7 +558,7 @@ impl ClientEnd {
 
     /// What to do to the client's socket now.
     pub fn poll_app(&mut self, now: Instant) -> Option<AppAction> {
-        self.session.poll_app(now)
+        self.poll_process(now).or_else(|| self.session.poll_app(now))
     }
 
     /// What happened.
@@ -517,10 +569,8 @@ impl ClientEnd {
     /// When [`ClientEnd::handle_timeout`] is due.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let session = self.session.poll_timeout();
-        let Some(connecting) = &self.connecting else { return session };
-        let own = connecting.at.min(connecting.since + self.session.config.deadline);
-        Some(session.map_or(own, |at| at.min(own)))
+        let connecting = self.connecting.as_ref().map(|connecting| connecting.at.min(connecting.since + self.session.config.deadline));
+        [self.session.poll_timeout(), connecting, self.not_reattached_at()].into_iter().flatten().min()
     }
 
     /// Time has passed.
@@ -533,6 +583,7 @@ impl ClientEnd {
             }
         }
         self.session.handle_timeout(now);
+        self.heed_patience(now);
     }
 
     /// Drop this end without telling anybody.

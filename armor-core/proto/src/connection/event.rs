@@ -36,6 +36,17 @@ pub enum Divergence {
     },
 }
 
+/// Why a [`Transcript`](super::Transcript) was given up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TranscriptLost {
+    /// It would have passed [`Reattach::transcript_bound`](super::Reattach::transcript_bound) with so many bytes.
+    Bound(u64),
+    /// It could not take them, or give them back.
+    Failed(std::io::ErrorKind),
+    /// The ARMOR's process died, and it was not there any more.
+    Missing,
+}
+
 /// What happened, for the caller's log, metrics and tables.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Event {
@@ -68,8 +79,8 @@ pub enum Event {
         /// Bytes that were compared and dropped.
         regenerated: u64,
     },
-    /// Server's end: the new process said something else. With [`OnDivergence::Reset`](super::OnDivergence::Reset) a
-    /// [`Event::Reset`] follows.
+    /// A new process, of the server or of the client, said something else. With
+    /// [`OnDivergence::Reset`](super::OnDivergence::Reset) an [`Event::Reset`] follows.
     Diverged(Divergence),
     /// Client's end: the [`Spill`](super::Spill) could not take what passed the log bound. [`Event::LogOverflow`] follows.
     SpillFailed(std::io::ErrorKind),
@@ -82,6 +93,26 @@ pub enum Event {
     ReplayGivenUp,
     /// Client's end: a new mark made replay possible again.
     ReplayRegained,
+    /// Client's end: its process was lost, and the connection waits for another one.
+    ClientLost,
+    /// Client's end: another process of the client has taken the connection up.
+    Reattached {
+        /// Server's bytes that it is told again.
+        told: u64,
+        /// Client's bytes that it has to say again.
+        expected: u64,
+    },
+    /// Client's end: the new process has said again what the one before had said.
+    SaidAgain {
+        /// Bytes that were compared and dropped.
+        regenerated: u64,
+    },
+    /// Client's end: no process has taken the connection up in time. End it as that of a client which has failed.
+    NotReattached,
+    /// Client's end: what the client was told is not kept any more, so no other process can take the connection up. Said once.
+    TranscriptLost(TranscriptLost),
+    /// Client's end: the connection has come to its end in order, and is kept for the client's next process.
+    Archived,
     /// Client's end: a [`MarkPolicy`](super::MarkPolicy) set a mark that cannot be, which was ignored. Said once.
     MarkRefused(super::Mark),
     /// Both streams have ended in order and have been passed on.

@@ -16,9 +16,12 @@
 //! says again is compared, by hash, with what the client has been given since the mark, is dropped, and then flows on.
 //! How marks are set is a [`MarkPolicy`].
 //!
+//! A client's process may be lost too: with [`ClientEnd::set_reattach`] the connection waits for the next one, which is told again what
+//! the server has said, and whose own words are compared with those of the one before.
+//!
 //! Invariant: no sockets, no clock (time is passed in), no thread, no panic on any record from a peer.
 //! Invariant: payload is never copied, apart from a spill; no allocation per frame in steady state.
-//! Invariant: every queue is bounded by [`Config::window`] or [`Config::log_bound`].
+//! Invariant: every queue is bounded by [`Config::window`], [`Config::log_bound`] or [`Reattach::transcript_bound`].
 
 mod client_end;
 mod config;
@@ -26,6 +29,7 @@ mod digest;
 mod error;
 mod event;
 mod mark;
+mod reattach;
 mod receiver;
 mod record;
 mod saved;
@@ -37,11 +41,12 @@ mod session;
 pub use client_end::ClientEnd;
 pub use config::{Config, OnDivergence};
 pub use error::ProtocolError;
-pub use event::{AppAction, Divergence, Event};
+pub use event::{AppAction, Divergence, Event, TranscriptLost};
 pub use mark::{
     Conversation, MAX_SAVED, MarkPolicy, PolicyStateError, Prologue, Protocol, ReconnectPolicy, RequestPolicy, StreamPolicy, TurnPolicy,
     mark_policy,
 };
+pub use reattach::{Reattach, ReattachPolicy, Transcript};
 pub use record::{Ack, AckState, ConnectReply, ConnectRequest, Data, Direction, Mark, Record, Replay, Reset, ResetReason, Resume};
 pub use saved::RestoreError;
 pub use send_log::Spill;

@@ -55,6 +55,7 @@ pub(super) enum SavedCourse {
     Open,
     Finished,
     Over(ResetReason),
+    Archived,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -82,6 +83,27 @@ pub(super) struct SavedClient<'a> {
     pub(super) recovering: bool,
     #[serde(with = "serde_bytes", borrow)]
     pub(super) policy: std::borrow::Cow<'a, [u8]>,
+    pub(super) reattach: Option<SavedReattach>,
+}
+
+/// What lets another process of the client take the connection up.
+#[derive(Serialize, Deserialize)]
+pub(super) struct SavedReattach {
+    pub(super) told: u64,
+    pub(super) said: u64,
+    pub(super) kept: bool,
+    pub(super) closed: bool,
+    pub(super) lost: bool,
+    pub(super) again: Option<SavedAgain>,
+}
+
+/// A new process of the client on its way to where the one before was.
+#[derive(Serialize, Deserialize)]
+pub(super) struct SavedAgain {
+    pub(super) at: u64,
+    pub(super) fin: bool,
+    pub(super) ended: bool,
+    pub(super) regeneration: Option<SavedRegeneration>,
 }
 
 /// A comparison under way.
@@ -104,4 +126,46 @@ pub(super) struct SavedServer {
     pub(super) done: bool,
     pub(super) replaying: Option<u64>,
     pub(super) regeneration: Option<SavedRegeneration>,
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::super::mark::MAX_SAVED;
+    use super::*;
+
+    #[test]
+    fn the_largest_state_of_a_client_s_end_fits_into_its_record() {
+        /// What a slot of the journal takes, without the 12 bytes that the driver adds.
+        const ROOM: usize = 1640 - 12;
+        const MOST: u64 = u64::MAX;
+        let regeneration = SavedRegeneration { from: MOST, at: MOST, until: MOST, expected: MOST, hash: MOST };
+        let again = SavedAgain { at: MOST, fin: true, ended: true, regeneration: Some(regeneration) };
+        let incarnation = Incarnation(u32::MAX);
+        let saved = SavedClient {
+            session: SavedSession {
+                connection: ConnectionId(MOST),
+                incarnation,
+                named: incarnation,
+                app: true,
+                course: SavedCourse::Over(ResetReason::Protocol),
+                sender: SavedSender { log_from: MOST, log_end: MOST, acked: MOST, acked_ever: MOST, ended: true, fin_acked: true },
+                receiver: SavedReceiver { written: MOST, fin_passed: true, swallow: true, swallowed: MOST },
+            },
+            mark: Mark { c2s: MOST, s2c: MOST },
+            // What a policy may tell in all.
+            prologue: Prologue { said: vec![b'x'; 160].into(), answered: vec![b'x'; 160].into() },
+            hash: MOST,
+            replayable: true,
+            established: true,
+            service: incarnation,
+            seen: incarnation,
+            answered_c2s: MOST,
+            recovering: true,
+            policy: vec![0; MAX_SAVED].into(),
+            reattach: Some(SavedReattach { told: MOST, said: MOST, kept: true, closed: true, lost: true, again: Some(again) }),
+        };
+        let length = rmp_serde::to_vec(&saved).unwrap().len();
+        assert!(length <= ROOM, "{length} bytes");
+    }
 }

@@ -67,6 +67,9 @@ pub(crate) struct Session {
     app_reset: Option<ResetReason>,
     /// Bytes that an application which has closed may still be sent before the connection is reset.
     tolerance: u64,
+    /// When it has come to its end in order it is not drained but kept, for a process that has to be told all of it again.
+    held: bool,
+    archived: bool,
     events: VecDeque<Event>,
 }
 
@@ -90,6 +93,8 @@ impl Session {
             named: Incarnation(0),
             app_reset: None,
             tolerance,
+            held: false,
+            archived: false,
             events: VecDeque::new(),
         }
     }
@@ -99,6 +104,7 @@ impl Session {
             Course::Open => SavedCourse::Open,
             Course::Finished { .. } => SavedCourse::Finished,
             Course::Resetting { reason, .. } | Course::ResetAnswered { reason } => SavedCourse::Over(reason),
+            Course::Drained if self.archived => SavedCourse::Archived,
             Course::Drained => SavedCourse::Over(ResetReason::Closed),
         };
         SavedSession {
@@ -131,6 +137,7 @@ impl Session {
                 session.course = Course::Finished { until: now + session.config.linger };
                 session.open = true;
             }
+            SavedCourse::Archived => (session.course, session.held, session.archived) = (Course::Drained, true, true),
             // Whether the peer and the application were told is not known: they are told again.
             SavedCourse::Over(reason) => session.reset(reason, now),
         }
@@ -151,7 +158,20 @@ impl Session {
     }
 
     pub(crate) fn is_drained(&self) -> bool {
-        self.course == Course::Drained
+        self.course == Course::Drained && !self.archived
+    }
+
+    /// Both streams have ended in order, nothing more comes from the peer, and what was said is kept.
+    pub(crate) fn is_archived(&self) -> bool {
+        self.archived
+    }
+
+    /// Whether the connection is to be kept when it has ended in order; one that was kept is drained when it need not be any more.
+    pub(crate) fn hold(&mut self, held: bool) {
+        self.held = held;
+        if !held && std::mem::take(&mut self.archived) {
+            self.report(Event::Drained);
+        }
     }
 
     pub(crate) fn is_finished(&self) -> bool {
@@ -280,8 +300,15 @@ impl Session {
     }
 
     fn drain(&mut self) {
-        if self.course != Course::Drained {
-            self.course = Course::Drained;
+        if self.course == Course::Drained {
+            return;
+        }
+        self.archived = self.held && self.is_finished();
+        self.course = Course::Drained;
+        if self.archived {
+            self.sender.abandon();
+            self.report(Event::Archived);
+        } else {
             self.report(Event::Drained);
         }
     }

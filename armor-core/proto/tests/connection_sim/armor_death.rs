@@ -7,7 +7,7 @@ use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use super::plan::MemorySpill;
+use super::plan::{MemorySpill, MemoryTranscript, Plan};
 
 /// What outlives the ARMOR of one end.
 #[derive(Default)]
@@ -62,11 +62,14 @@ impl Kept {
         pieces
     }
 
-    pub fn client(&mut self, policy: &str, config: &Config, call: &Call, seed: u64, now: Instant) -> ClientEnd {
-        let policy: Box<dyn MarkPolicy + Send> = mark_policy(policy).expect("a known policy");
+    pub fn client(&mut self, plan: &Plan, transcript: &MemoryTranscript, call: &Call, seed: u64, now: Instant) -> ClientEnd {
+        let policy: Box<dyn MarkPolicy + Send> = mark_policy(plan.policy).expect("a known policy");
         let log = self.log(&mut StdRng::seed_from_u64(seed));
         let spill = self.spill.clone().map(|spill| Box::new(spill) as Box<dyn Spill + Send>);
-        let mut end = ClientEnd::restore(&self.state, log, spill, config.clone(), policy, now).expect("a state that was saved");
+        let mut end = ClientEnd::restore(&self.state, log, spill, plan.config.clone(), policy, now).expect("a state that was saved");
+        if let Some(reattach) = plan.reattach {
+            end.set_reattach(reattach, Some(Box::new(transcript.clone())), now);
+        }
         match call {
             Call::Nothing => {}
             Call::Read(bytes) => end.app_read(Bytes::copy_from_slice(bytes), now),

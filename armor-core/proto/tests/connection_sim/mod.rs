@@ -17,11 +17,12 @@ use std::time::{Duration, Instant};
 use apps::{Client, Disk, Model, SOCKET, ServerProcess};
 use armor_death::{Call, Kept};
 use armor_proto::connection::{
-    AppAction, ClientEnd, ConnectDecision, ConnectRequest, MarkPolicy, ProtocolError, Record, ServerEnd, TurnPolicy, mark_policy,
+    AppAction, ClientEnd, ConnectDecision, ConnectRequest, Event, MarkPolicy, ProtocolError, ReattachPolicy, Record, ServerEnd, TurnPolicy,
+    mark_policy,
 };
 use armor_proto::ids::{ConnectionId, Incarnation};
 use bytes::Bytes;
-pub use plan::{Kill, Loss, MemorySpill, Outcome, Plan, ms};
+pub use plan::{Kill, Loss, MemorySpill, MemoryTranscript, Outcome, Plan, ms};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -37,6 +38,8 @@ enum Parcel {
     WorkerUp,
     Kill(usize, u32),
     ClientGoesOn,
+    /// The client's next process connects.
+    ClientBack,
     ClientRested,
     ServerGoesOn,
 }
@@ -94,6 +97,12 @@ pub struct World {
     server_stalled: bool,
     client_eof_told: bool,
     client_close_told: bool,
+    transcript: MemoryTranscript,
+    /// Nobody is at the client's side.
+    client_away: bool,
+    archived: bool,
+    /// The most that a process of the client has said.
+    said: Vec<u8>,
     outcome: Outcome,
     done_kills: Vec<bool>,
     /// Requests that were in progress when the server was killed, for each time.
@@ -113,6 +122,10 @@ impl World {
         let spill = plan.spill.then(MemorySpill::default);
         if let Some(spill) = &spill {
             client.set_spill(Box::new(spill.clone()));
+        }
+        let transcript = MemoryTranscript::default();
+        if let Some(reattach) = plan.reattach {
+            client.set_reattach(reattach, Some(Box::new(transcript.clone())), start);
         }
         let client_app = Client::new(plan.model, plan.most, plan.seed);
         let sequence_end = client_app.expected.len() as u64;
@@ -136,11 +149,15 @@ impl World {
             attached_from: 0,
             attachments: 0,
             processes: 0,
-            compare: !plan.twisted && plan.model.speech().is_none(),
+            compare: !plan.twisted && !plan.client_twisted && plan.model.speech().is_none(),
             client_stalled: false,
             server_stalled: false,
             client_eof_told: false,
             client_close_told: false,
+            transcript,
+            client_away: false,
+            archived: false,
+            said: Vec::new(),
             outcome: Outcome::default(),
             done_kills: vec![false; plan.kills.len()],
             in_progress: Vec::new(),
@@ -281,6 +298,7 @@ impl World {
                 }
             }
             Parcel::ClientGoesOn => self.client_stalled = false,
+            Parcel::ClientBack => self.client_is_back(),
             Parcel::ClientRested => {
                 self.client_rests = false;
                 self.client_app.rests = Some(0);
@@ -303,8 +321,11 @@ impl World {
             other => panic!("the client's end sent {other:?}"),
         };
         // As at the client's end: an end that a late request made on a new node does not know the client's incarnation.
+        // One that has finished and is restored hears of what its dead life had sent, and ignores it.
+        let restored = self.outcome.armor_deaths > 0;
         if let Err(error) = result
             && !matches!(error, ProtocolError::Incarnation { .. })
+            && !(restored && matches!(error, ProtocolError::AckBeyondSent { .. }))
         {
             panic!("server's end refuses {record:?}: {error}\n{}", self.describe());
         }
@@ -362,6 +383,10 @@ impl World {
     fn kill(&mut self, index: usize) {
         self.done_kills[index] = true;
         let loss = self.plan.kills[index].1;
+        if loss == Loss::Client {
+            self.client_dies();
+            return;
+        }
         if loss.is_of_armor() {
             self.armor_dies(loss, &Call::Nothing);
             return;
@@ -382,7 +407,7 @@ impl World {
                     self.post(now + delay, Parcel::WorkerUp, Bytes::new());
                 }
             }
-            Loss::Process | Loss::Node | Loss::ClientArmor | Loss::ServerArmor | Loss::BothArmors => {
+            Loss::Process | Loss::Node | Loss::ClientArmor | Loss::ServerArmor | Loss::BothArmors | Loss::Client => {
                 self.service = None;
                 if comes_back {
                     self.post(now + delay, Parcel::ServiceUp, Bytes::new());
@@ -412,7 +437,7 @@ impl World {
         let (now, seed) = (self.now, self.rng.random());
         if loss != Loss::ServerArmor && self.client.is_some() {
             self.outcome.armor_deaths += 1;
-            self.client = Some(self.kept_client.client(self.plan.policy, &self.plan.config, call, seed, now));
+            self.client = Some(self.kept_client.client(&self.plan, &self.transcript, call, seed, now));
             // Closed sockets are seen again.
             self.client_eof_told = false;
             self.client_close_told = false;
@@ -430,6 +455,50 @@ impl World {
         if let Some(server) = &self.server {
             self.kept_server.save(|state| server.save(state));
         }
+    }
+
+    /// The client's process dies, and what it had said is still in its socket.
+    fn client_dies(&mut self) {
+        let now = self.now;
+        let (Some(client), Some(reattach)) = (&mut self.client, self.plan.reattach) else { return };
+        if self.client_away {
+            return;
+        }
+        self.client_away = true;
+        self.outcome.client_deaths += 1;
+        self.outcome.late_client_deaths += usize::from(self.archived);
+        if reattach.policy == ReattachPolicy::Replay {
+            let socket = &mut self.client_app.socket;
+            while !socket.is_empty() {
+                let drops = client.drops_next_read();
+                let most = if drops { client.read_capacity() } else { usize::MAX };
+                if most == 0 {
+                    break;
+                }
+                let bytes: Vec<u8> = socket.drain(..most.min(socket.len())).collect();
+                if !drops {
+                    self.kept_client.read(&bytes);
+                }
+                client.app_read(bytes.into(), now);
+            }
+            self.client_app = Client::new(self.plan.model, self.plan.most, self.plan.seed ^ u64::from(self.plan.client_twisted));
+        }
+        client.app_lost(now);
+        self.kept_client.save(|state| client.save(state));
+        let delay = ms(self.rng.random_range(self.plan.client_restart.0..=self.plan.client_restart.1));
+        self.post(now + delay, Parcel::ClientBack, Bytes::new());
+    }
+
+    fn client_is_back(&mut self) {
+        let Some(client) = &mut self.client else { return };
+        if !self.client_away || !client.can_reattach() {
+            return;
+        }
+        client.app_reattached(self.now).expect("a connection that can be taken up");
+        self.kept_client.save(|state| client.save(state));
+        self.client_away = false;
+        self.client_eof_told = false;
+        self.client_close_told = false;
     }
 
     /// Whether the ARMOR dies in the middle of the call that it makes now.
@@ -459,16 +528,23 @@ impl World {
     /// Lets applications and ends do what they can now.
     fn pump(&mut self) {
         loop {
-            let before = (self.number, self.outcome.frames, self.process.as_ref().map(|p| p.said));
+            let before = self.pace();
             self.check_kills();
             self.pump_client();
             self.pump_server();
             self.check();
-            let after = (self.number, self.outcome.frames, self.process.as_ref().map(|p| p.said));
-            if before == after {
+            if before == self.pace() {
                 break;
             }
         }
+    }
+
+    /// What changes when something happens.
+    fn pace(&self) -> impl PartialEq + use<> {
+        let app = &self.client_app;
+        let client = (app.said.len(), app.heard.len(), app.eofs, self.client_close_told, self.client_eof_told);
+        let deaths = (self.outcome.client_deaths, self.outcome.armor_deaths);
+        (self.number, self.outcome.frames, self.process.as_ref().map(|process| process.said), client, deaths)
     }
 
     fn check_kills(&mut self) {
@@ -498,6 +574,10 @@ impl World {
             self.post(now + delay, Parcel::ClientGoesOn, Bytes::new());
         }
         let loss = if self.rng.random_bool(0.3) { Loss::BothArmors } else { Loss::ClientArmor };
+        if self.client_away {
+            self.pump_without_client();
+            return;
+        }
         if !self.client_stalled && self.client.is_some() {
             self.client_app.run();
         }
@@ -515,7 +595,9 @@ impl World {
             }
             self.kept_client.save(|state| client.save(state));
             let bytes: Vec<u8> = app.socket.drain(..take).collect();
-            self.kept_client.read(&bytes);
+            if !client.drops_next_read() {
+                self.kept_client.read(&bytes);
+            }
             if dies {
                 self.armor_dies(loss, &Call::Read(bytes));
                 return;
@@ -528,7 +610,7 @@ impl World {
         }
         let Some(client) = &mut self.client else { return };
         let app = &mut self.client_app;
-        if app.socket.is_empty() && client.is_established() {
+        if app.socket.is_empty() && (client.is_established() || self.archived) {
             if app.closed && !self.client_close_told {
                 self.client_close_told = true;
                 client.app_closed(now);
@@ -568,6 +650,30 @@ impl World {
                 }
             }
         }
+        self.client_end_acts();
+        if self.archived && self.client_close_told {
+            // The application ends, or dies once more.
+            if self.outcome.client_deaths < 3 && self.rng.random_bool(0.3) {
+                self.client_dies();
+            } else if let Some(client) = &mut self.client {
+                client.let_go();
+                self.client_end_acts();
+            }
+        }
+    }
+
+    /// Nothing may be done to a socket that nobody has.
+    fn pump_without_client(&mut self) {
+        let now = self.now;
+        if let Some(client) = &mut self.client {
+            assert_eq!(client.read_capacity(), 0, "read from nobody");
+            assert_eq!(client.poll_app(now), None, "to nobody");
+        }
+        self.client_end_acts();
+    }
+
+    fn client_end_acts(&mut self) {
+        let now = self.now;
         let Some(client) = &mut self.client else { return };
         let mut out = Vec::new();
         while let Some((record, payload)) = client.poll_transmit(now) {
@@ -577,6 +683,11 @@ impl World {
         self.kept_client.save(|state| client.save(state));
         while let Some(event) = client.poll_event() {
             self.outcome.client_events.push(event);
+            match event {
+                Event::Archived => self.archived = true,
+                Event::NotReattached => client.app_closed(now),
+                _ => {}
+            }
         }
         if client.is_drained() {
             self.client = None;
@@ -667,7 +778,14 @@ impl World {
         }
     }
 
-    fn check(&self) {
+    fn check(&mut self) {
+        if self.plan.reattach.is_some() && !self.plan.client_twisted {
+            let said = &self.client_app.said;
+            assert!(self.said.starts_with(&said[..said.len().min(self.said.len())]), "a process of the client said something else");
+            if said.len() > self.said.len() {
+                self.said.clone_from(said);
+            }
+        }
         let window = self.plan.config.window as usize;
         if let Some(client) = &self.client {
             assert!(client.app_waiting() <= window, "client's window: {}", self.describe());
@@ -690,7 +808,8 @@ impl World {
             );
             if let Some(process) = &self.process {
                 let from = self.attached_from as usize;
-                assert!(app.said[from..].starts_with(&process.heard), "a process heard something else: {}", self.describe());
+                let said = if self.plan.reattach.is_some() { &self.said } else { &app.said };
+                assert!(said[from..].starts_with(&process.heard), "a process heard something else: {}", self.describe());
             }
         }
     }

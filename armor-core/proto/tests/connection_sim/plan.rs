@@ -3,7 +3,8 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use armor_proto::connection::{Config, Event, ResetReason, Spill};
+
+use armor_proto::connection::{Config, Event, OnDivergence, Reattach, ReattachPolicy, ResetReason, Spill, Transcript};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -38,6 +39,8 @@ pub enum Loss {
     ClientArmor,
     ServerArmor,
     BothArmors,
+    /// The client's process.
+    Client,
 }
 
 impl Loss {
@@ -76,6 +79,12 @@ pub struct Plan {
     pub spill: bool,
     /// Per mille of the calls on an application's socket during which an ARMOR dies.
     pub armor_deaths: u32,
+    /// How the connection outlives the client's process.
+    pub reattach: Option<Reattach>,
+    /// How long the client's next process takes to connect, in ms.
+    pub client_restart: (u64, u64),
+    /// The client's next processes say something else.
+    pub client_twisted: bool,
 }
 
 impl Plan {
@@ -99,7 +108,41 @@ impl Plan {
             server_stalls: true,
             spill: false,
             armor_deaths: 0,
+            reattach: None,
+            client_restart: (5, 120),
+            client_twisted: false,
         }
+    }
+
+    /// The same as [`Plan::rough`], or as [`Plan::rough_for_armors`], and the client's process dies too.
+    pub fn rough_for_clients(seed: u64, model: Model, policy: &'static str, reattach: ReattachPolicy, kills: usize) -> Self {
+        let mut plan = if seed.is_multiple_of(2) {
+            Plan::rough(seed, model, policy, kills)
+        } else {
+            Plan::rough_for_armors(seed, model, policy, kills)
+        };
+        let mut rng = StdRng::seed_from_u64(seed ^ 0xc11e);
+        for (_, loss) in &mut plan.kills {
+            if rng.random_bool(0.5) {
+                *loss = Loss::Client;
+            }
+        }
+        for _ in 0..rng.random_range(1..=kills) {
+            let kill = match rng.random_range(0..3) {
+                0 => Kill::At(ms(rng.random_range(0..1_000))),
+                1 => Kill::Said(rng.random_range(0..plan.most as u64)),
+                _ => Kill::Heard(rng.random_range(0..plan.most)),
+            };
+            plan.kills.push((kill, Loss::Client));
+        }
+        plan.client_restart = [(0, 0), (5, 120), (500, 3_000)][rng.random_range(0..3)];
+        plan.reattach = Some(Reattach {
+            policy: reattach,
+            within: Duration::from_secs(10),
+            transcript_bound: 1 << 30,
+            on_divergence: OnDivergence::Reset,
+        });
+        plan
     }
 
     /// The same, and ARMORs die too: now and then, and in the middle of calls.
@@ -188,6 +231,25 @@ impl Spill for MemorySpill {
     }
 }
 
+/// What the client was told, where the death of an ARMOR does not reach.
+#[derive(Clone, Default)]
+pub struct MemoryTranscript(Arc<Mutex<Vec<u8>>>);
+
+impl Transcript for MemoryTranscript {
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
+        let mut all = self.0.lock().unwrap();
+        assert!(offset as usize <= all.len(), "the transcript has a gap");
+        let end = all.len().max(offset as usize + bytes.len());
+        all.resize(end, 0);
+        all[offset as usize..][..bytes.len()].copy_from_slice(bytes);
+        Ok(())
+    }
+    fn read_at(&mut self, offset: u64, into: &mut [u8]) -> std::io::Result<()> {
+        into.copy_from_slice(&self.0.lock().unwrap()[offset as usize..][..into.len()]);
+        Ok(())
+    }
+}
+
 /// How a run ended.
 #[derive(Debug, Default)]
 pub struct Outcome {
@@ -200,6 +262,9 @@ pub struct Outcome {
     pub bytes_sent: u64,
     pub kills: usize,
     pub armor_deaths: usize,
+    pub client_deaths: usize,
+    /// Of those, when the connection had come to its end.
+    pub late_client_deaths: usize,
     pub largest_log: usize,
 }
 
