@@ -3,7 +3,6 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-
 use armor_proto::connection::{Config, Event, OnDivergence, Reattach, ReattachPolicy, ResetReason, Spill, Transcript};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
