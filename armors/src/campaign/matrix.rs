@@ -86,6 +86,8 @@ named! {
         Request = "request",
         /// HTTP with python3 -m http.server, a connection for each request, policy "request"
         Python = "python",
+        /// The same with a standby of the server
+        PythonStandby = "python-standby",
         /// Questions and answers, policy "turn"
         Turn = "turn",
         /// Two streams of bytes, policy "reconnect"
@@ -105,16 +107,21 @@ impl Policy {
         match self {
             Policy::Stream | Policy::Reconnect => Talk::Flow,
             Policy::Request => Talk::Http,
-            Policy::Python => Talk::Files,
+            Policy::Python | Policy::PythonStandby => Talk::Files,
             Policy::Turn => Talk::Turn,
         }
+    }
+
+    /// Whether the server is Python's.
+    pub(crate) fn is_python(self) -> bool {
+        self.talk() == Talk::Files
     }
 
     /// As a service file has it.
     pub(crate) fn in_service(self) -> &'static str {
         match self {
             Policy::Stream => "stream",
-            Policy::Request | Policy::Python => "request",
+            Policy::Request | Policy::Python | Policy::PythonStandby => "request",
             Policy::Turn => "turn",
             Policy::Reconnect => "reconnect",
         }
@@ -154,7 +161,7 @@ impl Cell {
         if policy == Policy::Reconnect && matches!(target, Target::Server | Target::Node) {
             return Some("policy reconnect gives up, by its meaning, what the dead process had read");
         }
-        if policy == Policy::Python && (target, fault) != (Target::Server, Fault::Kill) {
+        if policy.is_python() && (target, fault) != (Target::Server, Fault::Kill) {
             return Some("python3 http.server is there to be compared with its own start");
         }
         if placement == Placement::Namespaces && matches!(target, Target::Execution | Target::Vault) {
@@ -182,8 +189,8 @@ impl Cell {
     /// One in so many of the wanted runs: others take too long.
     fn share(&self) -> u32 {
         match (self.target, self.fault) {
-            (Target::Node, _) | (_, Fault::Stop) => 20,
-            (Target::Link, _) => 5,
+            (_, Fault::Stop) => 20,
+            (Target::Node | Target::Link, _) => 5,
             _ => 1,
         }
     }

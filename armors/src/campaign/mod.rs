@@ -315,7 +315,7 @@ impl Series<'_> {
             server: stage.server,
             talk: self.cell.policy.talk(),
             seed: self.seed,
-            pause_ms: if self.cell.policy == Policy::Python { 5 } else { 2 },
+            pause_ms: if self.cell.policy.is_python() { 5 } else { 2 },
             first: (session % 4096) * 1024,
         };
         let mut load = Load::new();
@@ -334,6 +334,7 @@ impl Series<'_> {
         let vaulted = matches!(self.cell.target, Target::Daemon | Target::ClientDaemon | Target::Ftm);
         let grown_up = if vaulted { GROWN_UP.saturating_sub(whole_since.elapsed()) } else { Duration::ZERO };
         stage.news();
+        stage.await_condition("the server's standbys", self.deadline(), |stage| stage.look().is_ok_and(|look| look.prepared))?;
         let before = stage.look()?;
         std::thread::sleep(grown_up + Duration::from_millis(delay_ms));
 
@@ -376,7 +377,7 @@ impl Series<'_> {
         let news = stage.news();
         verdict.diverged = number_of(&news, "connection-diverged");
         verdict.complaints.extend(stage.complaints());
-        if verdict.diverged > 0 && self.cell.policy == Policy::Python {
+        if verdict.diverged > 0 && self.cell.policy.is_python() {
             // It tells the time; that is let pass by its service.
             verdict.diverged = 0;
         }

@@ -51,6 +51,8 @@ const LOOK: Duration = Duration::from_millis(1);
 pub(crate) struct Look {
     /// Process of the server, while one runs.
     pub(crate) pid: Option<u32>,
+    /// All its standbys wait in their binds.
+    pub(crate) prepared: bool,
     pub(crate) restarts: u64,
     /// In the order of time.
     pub(crate) recoveries: Vec<Recovery>,
@@ -211,7 +213,7 @@ impl Stage {
         let text = |value: &str| toml::Value::String(value.to_owned());
         let policy = self.cell.policy;
         let command = match policy {
-            Policy::Python => {
+            _ if policy.is_python() => {
                 let files = self.base.path().join("files");
                 let mut bytes = vec![0; FILE_BYTES];
                 file(self.seed).fill(0, &mut bytes);
@@ -225,8 +227,11 @@ impl Stage {
         service.insert("command".to_owned(), command.iter().map(|word| text(word)).collect::<Vec<_>>().into());
         service.insert("policy".to_owned(), text(policy.in_service()));
         // It tells the time in each answer.
-        if policy == Policy::Python {
+        if policy.is_python() {
             service.insert("on_divergence".to_owned(), text("continue"));
+        }
+        if policy == Policy::PythonStandby {
+            service.insert("standby".to_owned(), 1.into());
         }
         // It is killed more often than is good for any other service, and at once after its start.
         for (key, value) in [("restart_limit", 1_000_000), ("restart_window_s", 1), ("backoff_ms", 0)] {
@@ -391,11 +396,14 @@ impl Look {
         let application = applications.iter().find(|row| row["name"] == SERVICE);
         let running = application.filter(|row| row["state"] == "running");
         let pid = running.and_then(|row| row["pid"].as_u64()).and_then(|pid| u32::try_from(pid).ok()).filter(|&pid| pid > 1);
+        let standbys = &application.unwrap_or(&Value::Null)["standbys"];
+        let waiting = entries(&standbys["instances"]).iter().filter(|instance| instance["state"] == "waiting").count() as u64;
+        let prepared = waiting >= standbys["wanted"].as_u64().unwrap_or(0);
         let restarts = application.and_then(|row| row["restarts"].as_u64()).unwrap_or(0);
         let recoveries = entries(&element(status, "APP_COMM_SERVER")["recoveries"]).iter();
         let recoveries =
             recoveries.filter_map(|row| serde_json::from_value(row.clone()).ok()).filter(|row: &Recovery| row.service == SERVICE);
-        Look { pid, restarts, recoveries: recoveries.collect() }
+        Look { pid, prepared, restarts, recoveries: recoveries.collect() }
     }
 }
 
