@@ -17,6 +17,8 @@ use super::stage::{CLIENT_NODE, FTM, SERVER_NODE, Stage};
 const CUT_MS: (u64, u64) = (20, 200);
 /// How long bytes are waited for, to flip a bit in.
 const FLIP_WITHIN: Duration = Duration::from_secs(2);
+/// How long links are watched, to see which one the clients' bytes go by.
+const BUSY: Duration = Duration::from_millis(20);
 /// Between two looks at what was hit.
 const LOOK: Duration = Duration::from_micros(500);
 
@@ -86,8 +88,11 @@ fn link(cell: Cell, stage: &Stage, draw: &mut Draw) -> anyhow::Result<Injected> 
         return Ok(Injected { at_ns, at_unix_ms, victim: None, cut_ms });
     }
     let relays = stage.relays();
-    // Mostly the link between the two daemons, at whichever end it was accepted; sometimes those of the FTM.
-    let busiest = relays.iter().filter(|(name, _)| **name != FTM).max_by_key(|(_, relay)| relay.passed()).map(|(_, relay)| relay);
+    // Mostly the link between the two daemons, at whichever end it was accepted last; sometimes those of the FTM.
+    let daemons = || relays.iter().filter(|(name, _)| **name != FTM).map(|(_, relay)| relay);
+    let before: Vec<u64> = daemons().map(Relay::passed).collect();
+    std::thread::sleep(BUSY);
+    let busiest = daemons().zip(before).max_by_key(|(relay, before)| relay.passed() - before).map(|(relay, _)| relay);
     let relay = if which == 0 { relays.get(FTM) } else { busiest }.context("no relay")?;
     let (at_ns, at_unix_ms) = now();
     let injected = |at_ns, cut_ms| Injected { at_ns, at_unix_ms, victim: None, cut_ms };
