@@ -217,3 +217,29 @@ fn a_standby_that_hears_no_sigterm_inside_its_bind_is_killed() {
     let again = environment.output(&["curl", "-sS", &format!("http://127.0.0.1:{port}/")]);
     assert!(!again.status.success(), "nobody serves: {}", text(&again));
 }
+
+#[test]
+fn a_service_whose_node_fails_is_started_on_another_one_and_has_its_standby_there() {
+    let environment = Environment::up_with(&["--node", "a", "--node", "b"]);
+    let port = server(&environment, 1, &["--node", "a"]);
+    let (running, standby) = (environment.pid("web").unwrap(), waiting(&environment)[0]);
+    let (daemon, vault) = (environment.process("a", "pid"), environment.process("a", "vault.pid"));
+    // Stopped, nobody starts anything again.
+    for pid in [vault, daemon] {
+        signal(pid, rustix::process::Signal::STOP);
+    }
+    for pid in [running, standby, vault, daemon] {
+        kill(pid);
+    }
+    let there =
+        environment.wait_for("the next life on the other node", || environment.pid("web").filter(|pid| ![running, standby].contains(pid)));
+    let behind = wait_for_standbys(&environment, 1)[0];
+    let ask = |from: &str| {
+        let mut run = environment.armor(&["run", "--node", "b"]);
+        let output = run.args(["--", "curl", "-sS", &format!("http://127.0.0.1:{port}/")]).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout), from, "{}", text(&output));
+    };
+    ask(&there.to_string());
+    environment.kill("web");
+    ask(&behind.to_string());
+}
