@@ -86,3 +86,149 @@ fn a_server_goes_on_on_another_node() {
     assert_eq!(environment.events("app-moved").len(), 1, "{}", logs(&environment));
     assert_eq!(environment.events("connection-reset").len(), 0, "{}", logs(&environment));
 }
+
+#[test]
+fn a_server_with_an_armor_of_its_own_gets_another_one_elsewhere() {
+    let environment = network();
+    let port = echo_server(&environment, &["--execution-armor"]);
+    let mut client = verifier(&environment, "c", &port, &["5"]);
+    kill_node(&environment, "a");
+    runs_under(&environment, "echo", "b/echo");
+    environment.wait_for("the streams to flow", || (!environment.events("stream-flows").is_empty()).then_some(()));
+    finishes_identical(&environment, &mut client);
+    assert_eq!(environment.events("connection-reset").len(), 0, "{}", logs(&environment));
+}
+
+#[test]
+fn a_node_that_was_only_cut_off_is_fenced_and_the_streams_do_not_notice() {
+    let environment = network();
+    let port = echo_server(&environment, &[]);
+    let mut client = verifier(&environment, "c", &port, &["10"]);
+    let old = environment.wait_for("the server", || environment.pid("echo"));
+    // Its vault too, which would start the daemon again.
+    let stopped = [environment.process("a", "vault.pid"), environment.process("a", "pid")];
+    stopped.iter().for_each(|pid| signal(*pid, Signal::STOP));
+    runs_under(&environment, "echo", "b");
+    assert!(environment::lives(old), "two of them, and the clients know the new one");
+    stopped.iter().for_each(|pid| signal(*pid, Signal::CONT));
+    environment.wait_for("the end of the old one", || (!environment::lives(old)).then_some(()));
+    environment.wait_for("the event", || (environment.events("application-fenced").len() == 1).then_some(()));
+    finishes_identical(&environment, &mut client);
+    runs_under(&environment, "echo", "b");
+    assert_eq!(environment.events("connection-reset").len(), 0, "{}", logs(&environment));
+    // And where it was it may go again.
+    let mut client = verifier(&environment, "c", &port, &["5"]);
+    kill_node(&environment, "b");
+    environment.wait_for("echo on another node", || {
+        let there = |row: &serde_json::Value| row["state"] == "running" && row["armor_name"] != "b";
+        environment.applications().iter().any(there).then_some(())
+    });
+    // On c, beside its clients, or on a again.
+    finishes_identical(&environment, &mut client);
+}
+
+#[test]
+fn the_node_that_was_to_take_it_over_dies_too() {
+    let environment = network();
+    let port = echo_server(&environment, &["--prefer", "b", "--prefer", "c"]);
+    let mut client = verifier(&environment, "c", &port, &["5"]);
+    // The FTM does not know that b is gone when it chooses.
+    let silent = [environment.process("b", "vault.pid"), environment.process("b", "pid")];
+    kill_node(&environment, "a");
+    silent.iter().for_each(|pid| signal(*pid, Signal::STOP));
+    silent.into_iter().for_each(kill);
+    runs_under(&environment, "echo", "c");
+    finishes_identical(&environment, &mut client);
+    assert_eq!(environment.events("connection-reset").len(), 0, "{}", logs(&environment));
+}
+
+#[test]
+fn without_a_node_left_a_server_waits_for_its_own_within_the_deadline() {
+    let environment = network();
+    let port = echo_server(&environment, &["--require", "disk=big"]);
+    let mut client = verifier(&environment, "c", &port, &["5"]);
+    kill_node(&environment, "a");
+    environment.wait_for("the event", || (environment.events("no-node-left").len() == 1).then_some(()));
+    let up = environment.armor(&["up", "--node", "a"]).output().unwrap();
+    assert!(up.status.success(), "{}", environment::text(&up));
+    runs_under(&environment, "echo", "a");
+    finishes_identical(&environment, &mut client);
+    assert_eq!(environment.events("connection-reset").len(), 0, "{}", logs(&environment));
+}
+
+#[test]
+fn a_program_that_is_not_there_is_looked_for_on_the_next_node_and_clients_are_not_left_hanging() {
+    let environment = network();
+    let program = environment.file("server");
+    std::fs::copy(compile(&environment, "epoll_echo_server"), &program).unwrap();
+    let port = free_port().to_string();
+    environment.launch("echo", &["--policy", "stream", "--node", "a", "--deadline", "2"], &[program.to_str().unwrap(), &port]);
+    let mut client = verifier(&environment, "c", &port, &["2"]);
+    std::fs::remove_file(&program).unwrap();
+    kill_node(&environment, "a");
+    environment.wait_for("both to be tried", || (environment.events("take-over-failed").len() == 2).then_some(()));
+    environment.wait_for("the event", || (environment.events("no-node-left").len() == 1).then_some(()));
+    client.end();
+    let said = client.line().unwrap();
+    assert!(said.contains("reset") || said.contains("Broken pipe"), "{said}\n{}", logs(&environment));
+}
+
+#[test]
+fn clients_of_a_server_that_nobody_supervises_are_reset_at_once() {
+    let environment = network();
+    let port = free_port().to_string();
+    let program = compile(&environment, "epoll_echo_server");
+    let mut run = environment.armor(&["run", "--node", "a"]);
+    let mut server = run.args(["--", &program, &port]).spawn().unwrap();
+    environment.wait_for("the service", || {
+        let status = environment.status();
+        let servers = status.pointer("/armors/0/status/elements/APP_SERVER_DB/state/servers")?.as_array()?.len();
+        (servers == 1).then_some(())
+    });
+    let mut client = verifier(&environment, "c", &port, &["2"]);
+    kill_node(&environment, "a");
+    let said = client.line().unwrap();
+    assert!(said.contains("reset") || said.contains("Broken pipe"), "{said}\n{}", logs(&environment));
+    assert_eq!(environment.events("server-gone").len(), 1);
+    server.kill().unwrap();
+    server.wait().unwrap();
+}
+
+#[test]
+fn a_server_that_asked_for_any_port_keeps_the_one_that_it_got() {
+    let environment = network();
+    let program = compile(&environment, "epoll_echo_server");
+    environment.launch("echo", &["--policy", "stream", "--node", "a"], &[&program, "0"]);
+    let address = |environment: &Environment| {
+        let status = environment.status();
+        let server = status.pointer("/armors/0/status/elements/APP_SERVER_DB/state/servers/0")?;
+        Some(server["address"].as_str()?.rsplit(':').next()?.to_owned())
+    };
+    let port = environment.wait_for("the port", || address(&environment));
+    let mut client = verifier(&environment, "c", &port, &["5"]);
+    environment.kill("echo");
+    environment.wait_for("the streams to flow", || (!environment.events("stream-flows").is_empty()).then_some(()));
+    let flowed = environment.events("stream-flows").len();
+    kill_node(&environment, "a");
+    runs_under(&environment, "echo", "b");
+    environment.wait_for("the streams to flow", || (environment.events("stream-flows").len() > flowed).then_some(()));
+    finishes_identical(&environment, &mut client);
+    assert_eq!(address(&environment), Some(port));
+    let recovery = environment.wait_for("the timeline", || environment.recoveries("echo").pop().filter(|steps| steps["flowing_ms"].is_u64()));
+    assert!(recovery["chosen_ms"].is_u64() && recovery["bound_ms"].is_u64(), "{recovery}");
+    let down = environment.armor(&["status"]).output().unwrap();
+    assert!(String::from_utf8_lossy(&down.stdout).contains("running, from a"), "{}", environment::text(&down));
+    let stop = environment.armor(&["stop", "echo"]).output().unwrap();
+    assert!(stop.status.success(), "{}", environment::text(&stop));
+}
+
+#[test]
+fn what_an_operator_ends_goes_nowhere() {
+    let environment = network();
+    let port = echo_server(&environment, &[]);
+    // The machine of node a is shut down in order.
+    signal(environment.process("a", "pid"), Signal::TERM);
+    environment.wait_for("the FTM to miss it", || (!environment.events("node-failed").is_empty()).then_some(()));
+    environment.wait_for("the service to be gone", || std::net::TcpListener::bind(("127.0.0.1", port.parse::<u16>().unwrap())).ok());
+    assert_eq!(environment.events("app-moving").len(), 0, "{}", logs(&environment));
+}

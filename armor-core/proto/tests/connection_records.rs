@@ -52,14 +52,15 @@ fn record() -> impl Strategy<Value = Record> {
     );
     let ack = (connection(), incarnation(), direction(), ack_state())
         .prop_map(|(connection, incarnation, direction, state)| Record::Ack(Ack { connection, incarnation, direction, state }));
-    let reset = (connection(), incarnation(), any::<u8>())
-        .prop_map(|(connection, incarnation, reason)| Record::Reset(Reset { connection, incarnation, reason: ResetReason::from(reason) }));
+    let reset = (connection(), incarnation(), direction(), any::<u8>()).prop_map(|(connection, incarnation, direction, reason)| {
+        Record::Reset(Reset { connection, incarnation, direction, reason: ResetReason::from(reason) })
+    });
     let replay = (connection(), incarnation(), any::<bool>())
         .prop_map(|(connection, incarnation, process_lives)| Record::Replay(Replay { connection, incarnation, process_lives }));
     let reply = (connection(), incarnation(), incarnation(), incarnation(), 0..20i32, ack_state()).prop_map(
         |(connection, requested, incarnation, service, errno, c2s)| {
             let errno = if errno == 1 { 111 } else { 0 };
-            Record::ConnectReply(ConnectReply { connection, requested, incarnation, service, errno, c2s })
+            Record::ConnectReply(ConnectReply { connection, requested, incarnation, service, end: 0, errno, c2s })
         },
     );
     let request = (
@@ -71,6 +72,7 @@ fn record() -> impl Strategy<Value = Record> {
                 connection,
                 incarnation,
                 seen,
+                seen_end: u64::from(window % 3 == 0),
                 service,
                 resume: if replays { Resume::Mark } else { Resume::Present },
                 mark: Mark { c2s: a, s2c: b },
@@ -128,6 +130,7 @@ fn first_request() -> ConnectRequest {
         connection: ConnectionId(7),
         incarnation: Incarnation(0),
         seen: Incarnation(0),
+        seen_end: 0,
         service: Incarnation(0),
         resume: Resume::Mark,
         mark: Mark::default(),
@@ -152,6 +155,7 @@ fn client_takes(policy: &str, steps: &[Step]) {
             requested: Incarnation(0),
             incarnation: Incarnation(1),
             service: Incarnation(1),
+            end: 0,
             errno: 0,
             c2s: AckState { window: 500, ..AckState::default() },
         };

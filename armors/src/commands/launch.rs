@@ -1,6 +1,7 @@
 //! `armor launch`: a protected and supervised server, in the background.
 
 mod health;
+mod placement;
 #[path = "launch/reattach.rs"]
 mod reattach;
 mod standby;
@@ -66,6 +67,8 @@ pub(crate) struct Launch {
     ready_timeout: Option<Duration>,
     #[command(flatten)]
     standby: standby::StandbyOptions,
+    #[command(flatten)]
+    placement: placement::PlacementOptions,
     #[command(flatten)]
     reattach: ReattachOptions,
     /// Node to launch on [default: the only one, or node1]
@@ -146,7 +149,7 @@ fn spoken(text: &str) -> Result<SpokenBytes, String> {
     Ok(SpokenBytes(bytes))
 }
 
-fn variable(text: &str) -> Result<(String, String), String> {
+pub(super) fn variable(text: &str) -> Result<(String, String), String> {
     let split = text.split_once('=').filter(|(key, _)| !key.is_empty());
     split.map(|(key, value)| (key.to_owned(), value.to_owned())).ok_or_else(|| "expected KEY=VALUE".to_owned())
 }
@@ -247,6 +250,7 @@ impl Launch {
             spec.settled_ms = Some(u32::try_from(settled.as_millis()).unwrap_or(u32::MAX));
         }
         self.standby.apply(&mut spec);
+        self.placement.apply(&mut spec);
         self.reattach.apply(&mut spec)?;
         spec.check().map_err(|(_, reason)| anyhow!("{}: {reason}", spec.name))?;
         Ok(spec)

@@ -97,7 +97,10 @@ fn applications(survey: &Survey) -> Table {
             Value::Array(words) => words.iter().map(text).collect::<Vec<_>>().join(" "),
             other => text(other),
         };
-        let [name, state, pid, restarts, incarnation] = ["name", "state", "pid", "restarts", "incarnation"].map(|key| text(&row[key]));
+        let [name, mut state, pid, restarts, incarnation] = ["name", "state", "pid", "restarts", "incarnation"].map(|key| text(&row[key]));
+        if let Some(from) = row["moved_from"].as_str() {
+            state = format!("{state}, from {from}");
+        }
         table.row([name, found.name.clone(), state, pid, restarts, incarnation, command]);
     }
     table

@@ -9,6 +9,7 @@ use std::process::{Child, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, bail};
+use armor_elements::operations::check_labels;
 use armor_proto::hookup::{ENV_RUN_DIR, ENV_SERVICE, ENV_SHIM_PATH};
 use armor_proto::ids::ArmorId;
 use armor_vault::Session;
@@ -35,6 +36,9 @@ pub(crate) struct Up {
     /// Join the FTM at this address (its --listen)
     #[arg(long, value_name = "HOST:PORT")]
     ftm: Option<String>,
+    /// What the nodes that are started say of themselves; services choose by it where they may move when their node fails
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = super::launch::variable)]
+    labels: Vec<(String, String)>,
     #[command(flatten)]
     place: Place,
 }
@@ -71,7 +75,8 @@ impl Up {
         };
         for name in &self.nodes {
             let directory = base.armor(name);
-            let settings = vec![format!("daemon_tcp_mgmt.ftm={ftm}"), format!("daemon_tcp_mgmt.listen={listen}")];
+            let mut settings = vec![format!("daemon_tcp_mgmt.ftm={ftm}"), format!("daemon_tcp_mgmt.listen={listen}")];
+            settings.extend(labels_setting(&self.labels)?);
             // ARMORs that a dead daemon has installed live on and are taken up by its next life.
             let life = if directory.installed().is_empty() { Life::New(settings) } else { Life::Next(settings) };
             started.armor(&base, &directory, "daemon", &life, &mut text)?;
@@ -90,6 +95,18 @@ impl Up {
         ))?;
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// The setting that tells a daemon its labels.
+fn labels_setting(labels: &[(String, String)]) -> anyhow::Result<Option<String>> {
+    if labels.is_empty() {
+        return Ok(None);
+    }
+    let labels = labels.iter().cloned().collect();
+    check_labels(&labels).map_err(|reason| anyhow!("--label: {reason}"))?;
+    let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
+    let labels: Vec<_> = labels.iter().map(|(key, value)| format!("{} = {}", quoted(key), quoted(value))).collect();
+    Ok(Some(format!("app_oversight.labels={{ {} }}", labels.join(", "))))
 }
 
 /// How an ARMOR is started.

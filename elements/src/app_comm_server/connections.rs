@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use armor_core::context::Context;
 use armor_core::events::Event;
-use armor_proto::connection::{AckState, ConnectDecision, ConnectReply, Event as EndEvent, Reset, ResetReason, ServerEnd};
+use armor_proto::connection::{AckState, ConnectDecision, ConnectReply, Direction, Event as EndEvent, Reset, ResetReason, ServerEnd};
 use armor_proto::hookup::{Endpoint, Name, Role};
 use armor_proto::ids::{ArmorId, ConnectionId, Incarnation};
 use serde::Serialize;
@@ -176,7 +176,9 @@ impl AppCommServer {
             let (service, supervised) = (service.name.clone(), service.supervised);
             let about = About { id, service, supervised, address, local: name.local, peer: name.peer, deadline_ms, on_divergence };
             let note = Note { other_end: asked.client, word: 0 };
-            match Port::begin(&self.journal, &about, note, ServerEnd::new(id, config, now)) {
+            self.next = self.next.wrapping_add(1);
+            let end = ServerEnd::new(id, config, now).identified_by(self.next);
+            match Port::begin(&self.journal, &about, note, end) {
                 Ok(port) => {
                     self.servers.insert(id, Server::new(&about, port, State::Waiting));
                 }
@@ -330,7 +332,7 @@ impl Proxy for AppCommServer {
 /// A connect request for a connection that is over here. Mostly it is a duplicate that was under way for long, and nobody waits
 /// for an answer. A client that has not heard of the end takes it from this.
 fn answer_late(asked: &AppcommServerConnectRequest, context: &mut Context<'_>) {
-    let reset = Reset { connection: asked.request.connection, incarnation: asked.request.incarnation, reason: ResetReason::ServerGone };
+    let reset = Reset { connection: asked.request.connection, incarnation: asked.request.incarnation, direction: Direction::S2c, reason: ResetReason::ServerGone };
     context.send_to(asked.client, AppcommReset { reset });
 }
 
@@ -342,6 +344,7 @@ fn refuse(asked: &AppcommServerConnectRequest, context: &mut Context<'_>) {
         requested,
         incarnation: requested,
         service: Incarnation(0),
+        end: 0,
         errno: libc::ECONNREFUSED,
         c2s: AckState::default(),
     };

@@ -8,7 +8,7 @@ use std::time::Instant;
 use armor_core::context::Context;
 use armor_core::element::Element;
 use armor_core::events::Event;
-use armor_proto::connection::{ConnectRequest, Event as EndEvent, Record, Reset, ResetReason};
+use armor_proto::connection::{ConnectRequest, Direction, Event as EndEvent, Record, Reset, ResetReason};
 use armor_proto::hookup::Reply;
 use armor_proto::ids::{ArmorId, ConnectionId};
 use armor_proto::message::Message;
@@ -157,7 +157,8 @@ pub trait Proxy: Element {
         });
         if !known {
             // As TCP answers bytes for a connection that is not there.
-            let reset = Reset { connection: data.connection, incarnation: data.incarnation, reason: ResetReason::Closed };
+            let direction = if data.direction == Direction::C2s { Direction::S2c } else { Direction::C2s };
+            let reset = Reset { connection: data.connection, incarnation: data.incarnation, direction, reason: ResetReason::Closed };
             context.send_to(context.source(), AppcommReset { reset });
         }
     }
@@ -173,6 +174,10 @@ pub trait Proxy: Element {
 
     /// `MSG_APPCOMM_RESET`: the other end has reset the connection.
     fn reset(&mut self, reset: &AppcommReset, context: &mut Context<'_>) {
+        if reset.reset.direction != Self::End::INCOMING {
+            // Both comm elements of an ARMOR hear it.
+            return;
+        }
         self.with(reset.reset.connection, context, |port, now| {
             let _ = port.end.handle_reset(&reset.reset, now);
         });

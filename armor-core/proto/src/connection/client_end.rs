@@ -70,8 +70,9 @@ pub struct ClientEnd {
     established: bool,
     /// Highest incarnation of the service that was heard of.
     service: Incarnation,
-    /// Last incarnation that was established.
+    /// Last incarnation that was established, and by which server's end.
     seen: Incarnation,
+    seen_end: u64,
     /// Client's bytes that were acknowledged when the server last said something new.
     answered_c2s: u64,
     /// What had been received at the last recovery, while nothing new has come.
@@ -108,6 +109,7 @@ impl ClientEnd {
             established: false,
             service: Incarnation(0),
             seen: Incarnation(0),
+            seen_end: 0,
             answered_c2s: 0,
             recovered_at: None,
             reattachment: None,
@@ -131,6 +133,7 @@ impl ClientEnd {
             established: self.established,
             service: self.service,
             seen: self.seen,
+            seen_end: self.seen_end,
             answered_c2s: self.answered_c2s,
             recovering: self.connecting.is_some() || self.recovered_at.is_some(),
             policy: policy.into(),
@@ -178,6 +181,7 @@ impl ClientEnd {
             established: saved.established,
             service: saved.service,
             seen: saved.seen,
+            seen_end: saved.seen_end,
             answered_c2s: saved.answered_c2s,
             recovered_at: saved.recovering.then(|| session.receiver.written()),
             reattachment: None,
@@ -360,9 +364,9 @@ impl ClientEnd {
     /// [`ResetReason::Closed`] before the server has ended.
     ///
     /// # Errors
-    /// When it is of another connection.
+    /// When it is of another connection, or a client's.
     pub fn handle_reset(&mut self, reset: &Reset, _now: Instant) -> Result<(), ProtocolError> {
-        self.session.check_connection(reset.connection)?;
+        self.session.check_reset(reset)?;
         // "Closed" answers bytes that come after the server has ended. Before that it can only come from an ARMOR that
         // does not know the connection any more: the server's end is lost, which is what replay is for.
         let unknown = reset.reason == ResetReason::Closed && !self.session.receiver.fin_received();
@@ -484,7 +488,7 @@ impl ClientEnd {
             self.move_mark(present);
         }
         self.session.start(reply.incarnation, now);
-        self.seen = reply.incarnation;
+        (self.seen, self.seen_end) = (reply.incarnation, reply.end);
         self.service = self.service.max(reply.service);
         if self.established {
             let ever = self.session.sender.acked_ever();
@@ -540,6 +544,7 @@ impl ClientEnd {
             connection: self.session.connection,
             incarnation: self.session.incarnation,
             seen: self.seen,
+            seen_end: self.seen_end,
             service: self.service,
             resume: connecting.resume,
             mark: Mark {

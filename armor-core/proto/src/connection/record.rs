@@ -150,6 +150,8 @@ pub struct Reset {
     pub connection: ConnectionId,
     /// Incarnation of the connection.
     pub incarnation: Incarnation,
+    /// In which its sender speaks: an ARMOR may have both ends, and a server that moves may have been where its client is.
+    pub direction: Direction,
     /// Why.
     pub reason: ResetReason,
 }
@@ -194,6 +196,8 @@ pub struct ConnectRequest {
     /// Last incarnation in which the client's end took a reply; 0 when it never did. Tells a server's end that knows this
     /// client from one that was made by a request which came late.
     pub seen: Incarnation,
+    /// The server's end that gave that reply ([`ConnectReply::end`]).
+    pub seen_end: u64,
     /// Highest incarnation of the service that the client's end was told of; a process of an older one is not kept.
     pub service: Incarnation,
     /// Whether to start at the mark or at the present.
@@ -228,6 +232,8 @@ pub struct ConnectReply {
     pub incarnation: Incarnation,
     /// Incarnation of the service's process that was attached.
     pub service: Incarnation,
+    /// Which server's end this is, among all that the connection comes to have.
+    pub end: u64,
     /// 0, or why there is no connection.
     pub errno: i32,
     /// From where the client's bytes are wanted.

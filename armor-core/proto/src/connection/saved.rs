@@ -79,6 +79,7 @@ pub(super) struct SavedClient<'a> {
     pub(super) established: bool,
     pub(super) service: Incarnation,
     pub(super) seen: Incarnation,
+    pub(super) seen_end: u64,
     pub(super) answered_c2s: u64,
     pub(super) recovering: bool,
     #[serde(with = "serde_bytes", borrow)]
@@ -119,6 +120,7 @@ pub(super) struct SavedRegeneration {
 #[derive(Serialize, Deserialize)]
 pub(super) struct SavedServer {
     pub(super) session: SavedSession,
+    pub(super) end: u64,
     pub(super) requested: Option<Incarnation>,
     pub(super) answered: bool,
     pub(super) seen: Option<Incarnation>,

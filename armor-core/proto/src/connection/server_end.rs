@@ -43,6 +43,8 @@ struct Asking {
 /// The server's end. Does nothing before its first connect request; see [the module](super) for how it is driven.
 pub struct ServerEnd {
     session: Session,
+    /// Among all the server's ends that the connection comes to have.
+    end: u64,
     /// Incarnation that the last connect request named.
     requested: Option<Incarnation>,
     /// A connect request that waits for a process.
@@ -77,6 +79,7 @@ impl ServerEnd {
     pub fn new(connection: ConnectionId, config: Config, now: Instant) -> Self {
         ServerEnd {
             session: Session::new(connection, Direction::S2c, 0, config, now),
+            end: 0,
             requested: None,
             pending: None,
             reply: None,
@@ -95,6 +98,13 @@ impl ServerEnd {
         }
     }
 
+    /// Tells this end from all others of the connection: those before it on this node and on others. Draw a number that never comes again.
+    #[must_use]
+    pub fn identified_by(mut self, end: u64) -> Self {
+        self.end = end;
+        self
+    }
+
     /// The process's stream has ended and nobody has announced it: it may be dead, and its silence ends here.
     pub fn app_broke(&mut self, now: Instant) {
         self.broke_at.get_or_insert(now);
@@ -110,6 +120,7 @@ impl ServerEnd {
         };
         let saved = SavedServer {
             session: self.session.save(),
+            end: self.end,
             requested,
             answered: self.reply.is_some_and(|reply| reply.errno == 0),
             seen: self.seen,
@@ -138,10 +149,12 @@ impl ServerEnd {
             requested,
             incarnation: saved.session.incarnation,
             service: saved.service,
+            end: saved.end,
             errno: 0,
             c2s: AckState::default(),
         });
         Ok(ServerEnd {
+            end: saved.end,
             requested: saved.requested,
             reply,
             seen: saved.seen,
@@ -371,9 +384,9 @@ impl ServerEnd {
     /// Takes the client's reset. One of an older incarnation is dropped.
     ///
     /// # Errors
-    /// When it is of another connection.
+    /// When it is of another connection, or a server's.
     pub fn handle_reset(&mut self, reset: &Reset, _now: Instant) -> Result<(), ProtocolError> {
-        self.session.check_connection(reset.connection)?;
+        self.session.check_reset(reset)?;
         // A client that gives up while it first connects does not know the incarnation yet.
         let first = reset.incarnation.0 == 0 && self.requested.is_none_or(|last| last.0 == 0);
         if first || reset.incarnation >= self.session.incarnation {

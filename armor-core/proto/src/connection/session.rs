@@ -222,6 +222,15 @@ impl Session {
         Err(ProtocolError::Connection { expected: self.connection, got })
     }
 
+    /// Whether a reset is this connection's, and the peer's.
+    pub(crate) fn check_reset(&self, reset: &Reset) -> Result<(), ProtocolError> {
+        self.check_connection(reset.connection)?;
+        if reset.direction != self.incoming() {
+            return Err(ProtocolError::Direction { expected: self.incoming(), got: reset.direction });
+        }
+        Ok(())
+    }
+
     /// Whether a frame is of this incarnation and may be taken.
     fn fence(&mut self, connection: ConnectionId, incarnation: Incarnation, now: Instant) -> Result<bool, ProtocolError> {
         self.check_connection(connection)?;
@@ -433,7 +442,7 @@ impl Session {
             _ => return None,
         };
         let incarnation = self.incarnation.max(self.named);
-        let reset = Reset { connection: self.connection, incarnation, reason };
+        let reset = Reset { connection: self.connection, incarnation, direction: self.outgoing, reason };
         Some((Record::Reset(reset), Bytes::new()))
     }
 

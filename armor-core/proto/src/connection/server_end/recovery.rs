@@ -85,7 +85,8 @@ impl ServerEnd {
     /// Whether this end was talking to the client's end in the state in which that is now. If not, it was made by a
     /// request that came late, and what the client says of the streams is all that is known.
     fn knows(&self, request: &ConnectRequest) -> bool {
-        self.seen.is_some_and(|seen| request.seen == seen || request.seen == self.session.incarnation)
+        let same_end = request.seen_end == self.end || request.seen.0 == 0;
+        same_end && self.seen.is_some_and(|seen| request.seen == seen || request.seen == self.session.incarnation)
     }
 
     fn check(&self, request: &ConnectRequest, done: bool) -> Result<(), ProtocolError> {
@@ -208,6 +209,7 @@ impl ServerEnd {
             requested: request.incarnation,
             incarnation,
             service,
+            end: self.end,
             errno: 0,
             c2s: AckState::default(),
         });
@@ -230,6 +232,7 @@ impl ServerEnd {
             requested: request.incarnation,
             incarnation: request.incarnation,
             service: self.service,
+            end: self.end,
             errno,
             c2s: AckState::default(),
         });
