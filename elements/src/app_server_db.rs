@@ -3,7 +3,7 @@
 //! Purpose: maps the address that a server listens on to the ARMOR that oversees it, remembers each server's clients, and knows a
 //! server in its recovery phase by the address that it listens on again (thesis §4.5.1).
 //! Subscribes: `MSG_APP_REGISTER_SERVER`, `MSG_APP_UNREGISTER_SERVER`, `MSG_APP_LOOKUP_SERVER_INFO`, `MSG_APP_SERVER_SUBSCRIBE`,
-//! `MSG_APP_SERVER_TABLE_ACK`, `MSG_APP_CLIENT_CONNECTED`, `MSG_DAEMON_REGISTER`, `MSG_APP_MOVED`, `MSG_NODE_FAILED`, `MSG_NODE_BACK`.
+//! `MSG_APP_SERVER_TABLE_ACK`, `MSG_APP_CLIENT_CONNECTED`, `MSG_DAEMON_REGISTER`, `MSG_ARMOR_INSTALLED`, `MSG_APP_MOVED`, `MSG_NODE_FAILED`, `MSG_NODE_BACK`.
 //! Emits: `MSG_APP_SERVER_REGISTERED` (acknowledged), `MSG_APP_SERVER_INFO`, `MSG_APP_SERVER_TABLE`, `MSG_APP_SERVICE_GONE` (acknowledged).
 //! Configuration: `max_servers`, `max_clients_per_server`, `table_wait_ms` (how long a listen waits for daemons to learn of it).
 //!
@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 use crate::endpoints::ServerTable;
 use crate::operations::{
     AppClientConnected, AppLookupServerInfo, AppRegisterServer, AppServerInfo, AppServerRegistered, AppServerSubscribe, AppServerTable,
-    AppServerTableAck, AppServiceGone, AppUnregisterServer, DaemonRegister, ServerRow,
+    AppServerTableAck, AppServiceGone, AppUnregisterServer, ArmorInstalled, DaemonRegister, ServerRow,
 };
 
 /// Timer token: capture the clients. Other tokens are versions, which are never 0.
@@ -98,8 +98,6 @@ pub struct AppServerDb {
     config: Config,
     state: State,
     waiting: Vec<WaitingServer>,
-    /// Daemons of failed nodes: no server waits for them.
-    failed: BTreeSet<ArmorId>,
     /// Clients have come or gone since the state was captured.
     clients_changed: bool,
 }
@@ -113,7 +111,7 @@ impl Element for AppServerDb {
     fn new(config: Config, _: &Setup) -> Result<Self, String> {
         // Beyond every version of a life whose state is lost, unless the clock was put back.
         let state = State { version: now_ms() << 16, ..State::default() };
-        Ok(AppServerDb { config, state, waiting: Vec::new(), failed: BTreeSet::new(), clients_changed: false })
+        Ok(AppServerDb { config, state, waiting: Vec::new(), clients_changed: false })
     }
 
     fn operations(operations: &mut Operations<Self>) {
@@ -126,6 +124,7 @@ impl Element for AppServerDb {
             .on(Self::client)
             .on(Self::daemon)
             .on(Self::moved)
+            .on(Self::installed)
             .on(Self::node_failed)
             .on(Self::node_back)
             .emits::<AppServiceGone>()
@@ -183,6 +182,7 @@ impl AppServerDb {
         let mut answer =
             AppServerRegistered { address: asked.row.address, request: asked.request, errno: 0, incarnation: row.incarnation, clients: BTreeMap::new() };
         let full = self.state.servers.len() >= self.config.max_servers;
+        let mut recognised = false;
         match self.state.servers.get_mut(&row.address) {
             Some(known) if !known.moved.may_register(row.armor) => {
                 let told = Event::new("server-refused").with("service", &row.service).with("armor", row.armor);
@@ -212,6 +212,7 @@ impl AppServerDb {
                 known.row = row;
                 known.supervised = asked.supervised;
                 known.moved.registered();
+                recognised = true;
             }
             None if full => {
                 context.event(Event::new("server-refused").with("service", &row.service).with("reason", "the table is full (max_servers)"));
@@ -227,7 +228,8 @@ impl AppServerDb {
         }
         context.state_changed();
         self.publish(context);
-        let missing = self.state.subscribers.difference(&self.failed).copied().collect();
+        // Who knew it before finds it by its old row too, and is told the way from there.
+        let missing = if recognised { BTreeSet::new() } else { self.state.subscribers.clone() };
         self.waiting.push(WaitingServer { version: self.state.version, missing, to: asked.row.armor, answer });
         context.timer(Duration::from_millis(self.config.table_wait_ms), self.state.version);
         self.answer_servers(context);
@@ -276,14 +278,33 @@ impl AppServerDb {
     }
 
     fn subscribe(&mut self, asked: &AppServerSubscribe, context: &mut Context<'_>) {
-        self.failed.remove(&asked.armor);
         if self.state.subscribers.insert(asked.armor) {
             context.state_changed();
         }
         self.tell(asked.armor, context);
     }
 
+    /// No listen waits for an ARMOR that is gone. One that comes back asks for the table.
+    fn installed(&mut self, installed: &ArmorInstalled, context: &mut Context<'_>) {
+        if !installed.present {
+            self.forget_subscriber(installed.armor, context);
+        }
+    }
+
+    fn forget_subscriber(&mut self, armor: ArmorId, context: &mut Context<'_>) {
+        if self.state.subscribers.remove(&armor) {
+            context.state_changed();
+        }
+        for waiting in &mut self.waiting {
+            waiting.missing.remove(&armor);
+        }
+        self.answer_servers(context);
+    }
+
     fn table_known(&mut self, known: &AppServerTableAck, context: &mut Context<'_>) {
+        if self.state.subscribers.insert(known.armor) {
+            context.state_changed();
+        }
         for waiting in self.waiting.iter_mut().filter(|waiting| waiting.version <= known.version) {
             waiting.missing.remove(&known.armor);
         }
@@ -411,24 +432,30 @@ mod tests {
     fn no_server_waits_for_the_daemon_of_a_failed_node() {
         let (setup, mut effects) = (setup(), Effects::new());
         let mut db = db();
+        let at = |port| ServerRow { address: Endpoint::new([127, 0, 0, 1].into(), port), ..row("web", 1) };
         for armor in [8, 9] {
             db.subscribe(&AppServerSubscribe { armor: ArmorId(armor) }, &mut Context::detached(&setup, None, &mut effects));
         }
-        assert!(register(&mut db, row("web", 1)).is_none());
+        assert!(register(&mut db, at(1)).is_none());
         db.table_known(&AppServerTableAck { version: db.state.version, armor: ArmorId(9) }, &mut Context::detached(&setup, None, &mut effects));
         assert!(registered(&effects).is_none());
         let name = String::new();
         db.node_failed(&NodeFailed { armor: ArmorId(8), name: name.clone() }, &mut Context::detached(&setup, None, &mut effects));
         assert!(registered(&effects).is_some(), "what was asked before its failure");
         effects.clear();
-        assert!(register(&mut db, row("web", 2)).is_none());
+        assert!(register(&mut db, at(2)).is_none());
         db.table_known(&AppServerTableAck { version: db.state.version, armor: ArmorId(9) }, &mut Context::detached(&setup, None, &mut effects));
         assert!(registered(&effects).is_some(), "what was asked after it");
         effects.clear();
         db.node_back(&NodeBack { armor: ArmorId(8), name }, &mut Context::detached(&setup, None, &mut effects));
-        assert!(register(&mut db, row("web", 3)).is_none());
+        assert!(effects.iter().any(|effect| matches!(effect, Effect::Send(message) if message.top().is_some_and(|bundle| bundle.destination == ArmorId(8)))));
+        db.table_known(&AppServerTableAck { version: db.state.version, armor: ArmorId(8) }, &mut Context::detached(&setup, None, &mut effects));
+        assert!(register(&mut db, at(3)).is_none());
         db.table_known(&AppServerTableAck { version: db.state.version, armor: ArmorId(9) }, &mut Context::detached(&setup, None, &mut effects));
         assert!(registered(&effects).is_none(), "it counts again");
+        let gone = ArmorInstalled { armor: ArmorId(8), name: String::new(), daemon: ArmorId(7), present: false };
+        db.installed(&gone, &mut Context::detached(&setup, None, &mut effects));
+        assert!(registered(&effects).is_some(), "nor for an ARMOR that is gone");
     }
 
     #[test]

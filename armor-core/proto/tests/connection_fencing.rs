@@ -5,7 +5,6 @@
 //! order, to and from both. Time is simulated, everything is drawn from a seed, which a failure prints.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::io::IoSlice;
 use std::time::{Duration, Instant};
@@ -38,6 +37,9 @@ enum To {
     Node(usize),
 }
 
+/// To whom, from which node or towards which, and what.
+type Parcel = (To, usize, Record, Bytes);
+
 struct World {
     rng: StdRng,
     now: Instant,
@@ -47,10 +49,10 @@ struct World {
     other_end: usize,
     nodes: [Node; 2],
     /// By time and number.
-    parcels: BTreeMap<Reverse<(Reverse<Instant>, Reverse<u64>)>, (To, usize, Record, Bytes)>,
+    parcels: BTreeMap<(Instant, u64), Parcel>,
     number: u64,
     /// Everything that was ever sent, to be delivered again.
-    sent: Vec<(To, usize, Record, Bytes)>,
+    sent: Vec<Parcel>,
     ends: u64,
     said: usize,
     heard: Vec<u8>,
@@ -99,9 +101,9 @@ impl World {
         world
     }
 
-    fn post(&mut self, parcel: (To, usize, Record, Bytes), delay: Duration) {
+    fn post(&mut self, parcel: Parcel, delay: Duration) {
         self.number += 1;
-        self.parcels.insert(Reverse((Reverse(self.now + delay), Reverse(self.number))), parcel);
+        self.parcels.insert((self.now + delay, self.number), parcel);
     }
 
     fn send(&mut self, to: To, from: usize, record: Record, payload: Bytes) {
@@ -117,7 +119,7 @@ impl World {
         }
     }
 
-    fn deliver(&mut self, (to, from, record, payload): (To, usize, Record, Bytes)) {
+    fn deliver(&mut self, (to, from, record, payload): Parcel) {
         let now = self.now;
         match to {
             To::Client => {
@@ -240,7 +242,7 @@ impl World {
 
     fn step(&mut self) {
         self.pump();
-        let parcel_at = self.parcels.last_key_value().map(|(key, _)| key.0.0.0);
+        let parcel_at = self.parcels.first_key_value().map(|(key, _)| key.0);
         let ends = self.nodes.iter().filter_map(|node| node.end.as_ref()?.poll_timeout());
         let next = ends.chain(self.client.poll_timeout()).chain(parcel_at).min();
         // The client speaks now and then.
@@ -255,7 +257,7 @@ impl World {
                 end.handle_timeout(now);
             }
         }
-        while let Some(entry) = self.parcels.last_entry().filter(|entry| entry.key().0.0.0 <= now) {
+        while let Some(entry) = self.parcels.first_entry().filter(|entry| entry.key().0 <= now) {
             let parcel = entry.remove();
             self.deliver(parcel);
         }
@@ -315,7 +317,7 @@ impl World {
 fn what_an_old_node_says_late_changes_nothing() {
     let mut late: BTreeMap<&'static str, u64> = BTreeMap::new();
     let only = std::env::var("SEED").ok().and_then(|seed| seed.parse::<u64>().ok());
-    let seeds = only.map_or(0..80, |seed| seed..seed + 1);
+    let seeds = only.map_or(0..500, |seed| seed..seed + 1);
     for seed in seeds {
         println!("seed {seed}");
         // No policy that depends on turns: the client speaks on without waiting.
@@ -381,7 +383,8 @@ fn an_end_that_a_late_request_made_is_not_taken_for_the_one_that_answered_it() {
         let mut ghost = ServerEnd::new(CONNECTION, Config::default(), now).identified_by(9);
         assert_eq!(ghost.handle_connect_request(&late, now).unwrap(), ConnectDecision::Attach);
         ghost.attached(Incarnation(65_537), now).unwrap();
-        let real = ConnectRequest { incarnation: Incarnation(65_537), seen: Incarnation(2), seen_end: end, service: Incarnation(65_537), ..late };
+        let real =
+            ConnectRequest { incarnation: Incarnation(65_537), seen: Incarnation(2), seen_end: end, service: Incarnation(65_537), ..late };
         ghost.handle_connect_request(&real, now).unwrap()
     };
     assert_eq!(asked(5), ConnectDecision::Attach, "another end gave the answer: the process is brought to where the client is");

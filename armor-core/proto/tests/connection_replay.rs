@@ -6,8 +6,8 @@ mod connection_pair;
 
 use std::io;
 
-use armor_proto::connection::{Direction, 
-    AckState, AppAction, Config, ConnectReply, ConnectRequest, Conversation, Divergence, Event, Mark, MarkPolicy, OnDivergence,
+use armor_proto::connection::{
+    AckState, AppAction, Config, ConnectReply, ConnectRequest, Conversation, Direction, Divergence, Event, Mark, MarkPolicy, OnDivergence,
     PolicyStateError, ProtocolError, ReconnectPolicy, Record, RequestPolicy, Reset, ResetReason, ServerEnd, Spill, StreamPolicy,
 };
 use armor_proto::ids::{ConnectionId, Incarnation};
@@ -300,7 +300,8 @@ fn no_turn_begins_before_a_new_process_has_said_something_new() {
 fn an_armor_that_does_not_know_the_connection_cannot_end_it() {
     let mut pair = Pair::request();
     pair.client_says("question");
-    let mut reset = Reset { connection: pair.client.connection(), incarnation: Incarnation(1), direction: Direction::S2c, reason: ResetReason::Closed };
+    let mut reset =
+        Reset { connection: pair.client.connection(), incarnation: Incarnation(1), direction: Direction::S2c, reason: ResetReason::Closed };
     pair.client.handle_reset(&reset, pair.now).unwrap();
     pair.move_to_another_node();
     pair.server_says("answer");

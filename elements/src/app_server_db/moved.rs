@@ -82,12 +82,7 @@ impl AppServerDb {
 
     /// The servers of a failed node that nobody supervises are gone: their clients need not wait.
     pub(super) fn node_failed(&mut self, failed: &NodeFailed, context: &mut Context<'_>) {
-        // It confirms no table: a server that has moved away from it would wait for that.
-        self.failed.insert(failed.armor);
-        for waiting in &mut self.waiting {
-            waiting.missing.remove(&failed.armor);
-        }
-        self.answer_servers(context);
+        self.forget_subscriber(failed.armor, context);
         let of_node = self.state.servers.iter().filter(|(_, server)| server.row.armor == failed.armor && !server.supervised);
         let addresses: Vec<_> = of_node.filter(|(_, server)| server.moved == Moved::Not).map(|(&address, _)| address).collect();
         for address in &addresses {
@@ -104,7 +99,8 @@ impl AppServerDb {
 
     /// It was only cut off: its servers are there.
     pub(super) fn node_back(&mut self, back: &NodeBack, context: &mut Context<'_>) {
-        self.failed.remove(&back.armor);
+        // Tables may have been lost on the way to it. It counts again when it has this one.
+        self.tell(back.armor, context);
         let of_node = self.state.servers.values_mut().filter(|server| server.row.armor == back.armor && server.moved == Moved::Gone);
         let mut came_back = false;
         for server in of_node {
