@@ -2,8 +2,8 @@
 //!
 //! Purpose: keeps the table daemon-id → address, filled on demand from the FTM; keeps links open once they are established;
 //! routes messages to remote daemons; accepts links. The first frame of a link, both ways, is `MSG_DAEMON_HELLO`.
-//! Subscribes: `MSG_ROUTE`, `MSG_ARMOR_LOCATION`, `MSG_DAEMON_REGISTERED`, `MSG_ARMOR_ATTACH`, `MSG_NODE_FAILED`.
-//! Emits: `MSG_DAEMON_REGISTER` (acknowledged), `MSG_LOCATE_ARMOR`.
+//! Subscribes: `MSG_ROUTE`, `MSG_ARMOR_LOCATION`, `MSG_DAEMON_REGISTERED`, `MSG_ARMOR_ATTACH`, `MSG_NODE_FAILED`, `MSG_LINK_QUERY`.
+//! Emits: `MSG_DAEMON_REGISTER` (acknowledged), `MSG_LOCATE_ARMOR`, `MSG_LINK_LOST` (to the FTM), `MSG_LINK_STATE` (to this ARMOR).
 //! Configuration: `listen`, `ftm` (absent in the FTM's own composition), `advertise`; see [`Config`].
 //!
 //! Invariants: a destination that is not reachable now has its messages kept within the bounds of [`Waiting`], then
@@ -25,7 +25,7 @@ use serde::Deserialize;
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::links::{Backoff, Closed, Link, LinkId, LinkOwner, Locations, Sent, Stream, Waiting, as_frame, encode, introduction, node_addresses};
-use crate::operations::{ArmorAttach, ArmorLocation, DaemonHello, DaemonRegister, DaemonRegistered, LocateArmor, NodeFailed};
+use crate::operations::{ArmorAttach, ArmorLocation, DaemonHello, DaemonRegister, DaemonRegistered, LinkLost, LinkQuery, LinkState, LocateArmor, NodeFailed};
 
 /// Most links at once, those that have not said who they are included.
 const MAX_LINKS: usize = 1024;
@@ -139,8 +139,11 @@ impl Element for DaemonTcpMgmt {
             .on(Self::registered)
             .on(Self::attached)
             .on(Self::node_failed)
+            .on(Self::link_query)
             .emits::<DaemonRegister>()
             .emits::<LocateArmor>()
+            .emits::<LinkLost>()
+            .emits::<LinkState>()
             .emits::<SendReliable>();
     }
 
@@ -338,6 +341,19 @@ impl DaemonTcpMgmt {
     /// A failed node's ARMORs may come back on another one. Its link is left to TCP: it may only be slow.
     fn node_failed(&mut self, failed: &NodeFailed, _: &mut Context<'_>) {
         self.locations.forget_daemon(failed.armor);
+    }
+
+    fn link_query(&mut self, query: &LinkQuery, context: &mut Context<'_>) {
+        let link = self.peers.get(&query.peer).and_then(|peer| peer.link.as_ref()).map(|(_, link)| link);
+        let acknowledged = link.and_then(Link::acknowledged);
+        let state = LinkState {
+            peer: query.peer,
+            linked: link.is_some(),
+            acknowledged_ms: acknowledged.map(|acknowledged| acknowledged.ago_ms),
+            // What is not known is no proof of life.
+            unacknowledged: acknowledged.is_none_or(|acknowledged| acknowledged.waiting > 0),
+        };
+        context.send_to(context.armor(), state);
     }
 
     fn tick_later(&mut self, context: &mut Context<'_>) {
@@ -570,6 +586,9 @@ impl LinkOwner for DaemonTcpMgmt {
         if peer.link.is_none() {
             peer.told = true;
             context.event(Event::new("link-down").with("peer", &peer.name).with("address", &held.remote).with("reason", why));
+            if armor != ArmorId::FTM {
+                context.send_to(ArmorId::FTM, LinkLost { peer: armor, reporter: context.armor() });
+            }
             self.dial_if_wanted(armor, context);
             self.locations.forget_daemon(armor);
         }

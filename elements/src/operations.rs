@@ -72,6 +72,12 @@ armor_proto::operations! { ELEMENT_OPERATIONS;
     0x0112 MSG_NODE_FAILED => pub struct NodeFailed { armor: ArmorId, name: String }
     /// A node that had failed answers again. Its applications may run elsewhere by now.
     0x0113 MSG_NODE_BACK => pub struct NodeBack { armor: ArmorId, name: String }
+    /// A link to a daemon has ended that was up. To the FTM, which then asks that daemon at once whether it lives.
+    0x0114 MSG_LINK_LOST => pub struct LinkLost { peer: ArmorId, reporter: ArmorId }
+    /// How is the link to a daemon? Inside one ARMOR.
+    0x0115 MSG_LINK_QUERY => pub struct LinkQuery { peer: ArmorId }
+    /// Answer. `acknowledged_ms`: since the peer's kernel has acknowledged something; `unacknowledged`: something waits for that.
+    0x0116 MSG_LINK_STATE => pub struct LinkState { peer: ArmorId, linked: bool, acknowledged_ms: Option<u32>, unacknowledged: bool }
     /// Install an ARMOR on this node from a composition.
     0x0120 MSG_INSTALL_ARMOR => pub struct InstallArmor { name: String, composition: String }
     /// Outcome of an installation; `run_dir` is where its applications hook up.

@@ -69,11 +69,24 @@ fn nodes(survey: &Survey) -> Table {
         let name = text(&row["name"]);
         // The FTM does not ask itself; a daemon that is not asked yet is as the registry has it.
         let mut watched = ftm.list("ftm_heartbeat", "nodes").iter().chain(ftm.list("ftm_heartbeat", "daemons"));
-        let alive = match watched.find(|watched| watched["name"] == name).map(|watched| &watched["alive"]) {
+        let watched = watched.find(|watched| watched["name"] == name);
+        let alive = match watched.map(|watched| &watched["alive"]) {
             Some(Value::Bool(alive)) => *alive,
             _ => row["failed"] != true,
         };
-        table.row([name, text(&row["address"]), if alive { "yes" } else { "no" }.to_owned()]);
+        let busy = watched.is_some_and(|watched| watched["state"] == "busy");
+        table.row([
+            name,
+            text(&row["address"]),
+            if !alive {
+                "no"
+            } else if busy {
+                "busy"
+            } else {
+                "yes"
+            }
+            .to_owned(),
+        ]);
     }
     table
 }

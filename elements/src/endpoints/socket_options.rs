@@ -93,7 +93,7 @@ fn set_option(socket: BorrowedFd<'_>, level: i32, option: i32, value: &[u8]) -> 
 }
 
 /// getsockopt(2); the value, or the errno.
-pub(super) fn get_option(socket: BorrowedFd<'_>, level: i32, option: i32, length: u32) -> Result<Vec<u8>, i32> {
+pub(crate) fn get_option(socket: BorrowedFd<'_>, level: i32, option: i32, length: u32) -> Result<Vec<u8>, i32> {
     let mut value = vec![0u8; (length as usize).min(LARGEST)];
     let mut got = value.len() as libc::socklen_t;
     // SAFETY: `value` is valid for `got` bytes and `got` for one socklen_t during the call.

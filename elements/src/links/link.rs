@@ -16,7 +16,7 @@ use armor_proto::frame::{Encoded, Frame, FrameError};
 use bytes::{Buf as _, Bytes, BytesMut};
 use tokio::sync::Notify;
 
-use super::stream::{ReadHalf, Stream, WriteHalf};
+use super::stream::{Acknowledged, ReadHalf, Stream, WriteHalf};
 
 /// Most bytes that may wait for a peer which does not read; one frame more is dropped.
 pub const OUT_LIMIT: usize = 8 << 20;
@@ -158,6 +158,12 @@ impl Link {
     /// Ends the link; `link_closed` follows.
     pub fn close(&self) {
         self.shared.close();
+    }
+
+    /// What the peer's kernel has acknowledged; `None` when this kernel does not say.
+    #[must_use]
+    pub fn acknowledged(&self) -> Option<Acknowledged> {
+        self.shared.write.acknowledged()
     }
 
     /// Bytes that wait for the peer to read.

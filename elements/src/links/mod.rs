@@ -17,7 +17,7 @@ pub use backoff::Backoff;
 pub use link::{Closed, Link, LinkId, LinkOwner, OUT_LIMIT, Sent};
 pub use locations::Locations;
 pub use node_addresses::node_addresses;
-pub use stream::Stream;
+pub use stream::{Acknowledged, Stream};
 pub use waiting::Waiting;
 
 use armor_proto::frame::{Encoded, Frame, FrameError};

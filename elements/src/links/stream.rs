@@ -2,12 +2,15 @@
 
 use std::io::{self, IoSlice};
 use std::net::IpAddr;
+use std::os::fd::AsFd as _;
 
 use bytes::BytesMut;
 use rustix::net::Shutdown;
 use rustix::net::sockopt;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpStream, UnixStream, tcp, unix};
+
+use crate::endpoints::get_option;
 
 /// Sent bytes that nobody acknowledges for this long break the link, in milliseconds.
 const USER_TIMEOUT_MS: u32 = 10_000;
@@ -20,6 +23,20 @@ pub enum Stream {
     /// Inside a node.
     Unix(UnixStream),
 }
+
+/// What a peer's kernel says by itself, whatever its process does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Acknowledged {
+    /// Milliseconds since its last acknowledgement, in steps of the kernel's clock.
+    pub ago_ms: u32,
+    /// Segments that wait for one.
+    pub waiting: u32,
+}
+
+/// Up to `tcpi_last_ack_recv`, and the places of what is read there.
+const TCP_INFO_BYTES: u32 = 60;
+const TCPI_UNACKED: usize = 4;
+const TCPI_LAST_ACK_RECV: usize = 12;
 
 #[derive(Debug)]
 pub(super) enum ReadHalf {
@@ -88,6 +105,16 @@ impl WriteHalf {
             WriteHalf::Tcp(half) => half.writable().await,
             WriteHalf::Unix(half) => half.writable().await,
         }
+    }
+
+    /// Of a link between nodes; inside a node there is nothing to acknowledge.
+    pub(super) fn acknowledged(&self) -> Option<Acknowledged> {
+        let WriteHalf::Tcp(half) = self else { return None };
+        let stream: &TcpStream = half.as_ref();
+        // struct tcp_info of linux/tcp.h: 8 bytes, then numbers of 32 bits.
+        let info = get_option(stream.as_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, TCP_INFO_BYTES).ok()?;
+        let number = |index: usize| info.get(8 + 4 * index..)?.first_chunk().copied().map(u32::from_ne_bytes);
+        Some(Acknowledged { ago_ms: number(TCPI_LAST_ACK_RECV)?, waiting: number(TCPI_UNACKED)? })
     }
 
     /// Ends both directions at once; whoever reads the link sees its end.

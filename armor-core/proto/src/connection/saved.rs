@@ -162,6 +162,7 @@ mod tests {
             established: true,
             service: incarnation,
             seen: incarnation,
+            seen_end: MOST,
             answered_c2s: MOST,
             recovering: true,
             policy: vec![0; MAX_SAVED].into(),
