@@ -155,7 +155,6 @@ impl Cell {
             (Target::Node, Fault::Loss) => {}
             (Target::Node, _) => return Some("of a node only the loss as a whole is injected; its processes are targets of their own"),
             (_, Fault::Loss) => return Some("only a node can be lost"),
-            (Target::Server, Fault::Stop) => return Some("how long a server may be silent only its service can say"),
             _ => {}
         }
         if policy == Policy::Reconnect && matches!(target, Target::Server | Target::Node) {

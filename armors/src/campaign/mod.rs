@@ -422,12 +422,14 @@ fn detected(cell: Cell, injected: &Injected, look: &stage::Look, news: &[Event])
     let since = |at_ms: u64| (at_ms as f64 - injected.at_unix_ms).max(0.0);
     // Their times are whole milliseconds.
     let is_after = |at_ms: u64| at_ms as f64 + 1.0 > injected.at_unix_ms;
-    if cell.target == Target::Server {
+    if (cell.target, cell.fault) == (Target::Server, Fault::Kill) {
         let recovery = look.recoveries.iter().filter(|recovery| is_after(recovery.at_ms)).min_by_key(|recovery| recovery.at_ms)?;
         return Some(since(recovery.at_ms + recovery.detected_ms?));
     }
     let told = match cell.target {
         Target::Node => &["node-failed"][..],
+        // In the timeline the recovery of what hangs begins when it is killed.
+        Target::Server => &["application-hung"],
         _ => &["link-down", "link-refused", "frame-refused"],
     };
     news.iter().filter(|event| told.contains(&&*event.what) && is_after(event.at_ms)).map(|event| since(event.at_ms)).min_by(f64::total_cmp)
