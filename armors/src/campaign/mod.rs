@@ -218,7 +218,7 @@ impl Series<'_> {
 
     fn run(&mut self, wanted: u32, by_hand: &mut Option<ByHand>) -> anyhow::Result<Row> {
         let first = match self.campaign.replay {
-            Some((_, run)) => run - run % SESSION,
+            Some((_, run)) => run - run % self.session_length(),
             None => 0,
         };
         let mut runs: Vec<Run> = Vec::new();
@@ -232,7 +232,7 @@ impl Series<'_> {
                 Some(scene) => Ok(scene),
                 None => Stage::up(self.cell, self.seed).and_then(|mut stage| {
                     stage.launch(self.extra)?;
-                    Ok(Scene { load: self.clients(&stage, number / SESSION)?, stage, whole_since: Instant::now() })
+                    Ok(Scene { load: self.clients(&stage, number / self.session_length())?, stage, whole_since: Instant::now() })
                 }),
             };
             let outcome = outcome.and_then(|mut scene| {
@@ -254,7 +254,7 @@ impl Series<'_> {
                     continue;
                 }
             };
-            let last = number + 1 == wanted || (number + 1) % SESSION == 0 || self.cell.uses_up_environment();
+            let last = number + 1 == wanted || (number + 1) % self.session_length() == 0;
             if last && run.verdict.is_fine() {
                 // Whether the ends of the streams are right is seen only at their ends.
                 let load = std::mem::replace(&mut now.load, Load::new());
@@ -291,12 +291,17 @@ impl Series<'_> {
             }
             if fine && !self.cell.uses_up_environment() && number + 1 < wanted {
                 if last {
-                    now.load = self.clients(&now.stage, (number + 1) / SESSION)?;
+                    now.load = self.clients(&now.stage, (number + 1) / self.session_length())?;
                 }
                 scene = Some(now);
             }
         }
         Ok(Row::new(self.cell, wanted - first, runs, given_up))
+    }
+
+    /// Runs of the same clients.
+    fn session_length(&self) -> u32 {
+        if self.cell.uses_up_environment() { 1 } else { SESSION }
     }
 
     fn deadline(&self) -> Duration {
