@@ -14,6 +14,9 @@
 mod choice;
 #[path = "app_placement/table.rs"]
 mod table;
+#[cfg(test)]
+#[path = "app_placement/tests.rs"]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -27,8 +30,8 @@ use armor_proto::message::Message;
 use serde::Deserialize;
 
 use crate::operations::{
-    AppFence, AppFenceDone, AppMoved, AppOverseer, AppRegisterServer, AppReport, AppTakeOver, AppTakenOver, AppUnregisterServer, ApplicationState,
-    ArmorReady, InstallArmor, LaunchId, NodeBack, NodeFailed, PlacedAddress, UninstallArmor,
+    AppFence, AppFenceDone, AppMoved, AppOverseer, AppRegisterServer, AppReport, AppTakeOver, AppTakenOver, AppUnregisterServer,
+    ApplicationState, ArmorReady, InstallArmor, LaunchId, NodeBack, NodeFailed, PlacedAddress, UninstallArmor,
 };
 use table::{Left, Move, Node, Placed, Table};
 
@@ -95,7 +98,8 @@ impl Element for AppPlacement {
 
     fn start(&mut self, context: &mut Context<'_>) -> Result<(), String> {
         // Whether what an earlier life had ordered has arrived is not known; orders may come twice.
-        let moving: Vec<_> = self.table.applications.iter().filter(|(_, placed)| placed.moving.is_some()).map(|(&launch, _)| launch).collect();
+        let moving: Vec<_> =
+            self.table.applications.iter().filter(|(_, placed)| placed.moving.is_some()).map(|(&launch, _)| launch).collect();
         for launch in moving {
             self.order_again(launch, context);
         }
@@ -118,7 +122,8 @@ impl Element for AppPlacement {
     }
 
     fn status(&self) -> serde_json::Value {
-        let nodes = self.table.nodes.values().map(|node| serde_json::json!({ "name": node.name, "labels": node.labels, "failed": node.failed }));
+        let nodes =
+            self.table.nodes.values().map(|node| serde_json::json!({ "name": node.name, "labels": node.labels, "failed": node.failed }));
         let applications = self.table.applications.values().map(|placed| {
             serde_json::json!({
                 "name": placed.spec.name, "node": self.table.name_of(placed.node), "armor": placed.overseer.to_string(),
@@ -236,7 +241,9 @@ impl AppPlacement {
     fn enter(&mut self, report: &AppReport, context: &mut Context<'_>) {
         if self.table.applications.len() >= MAX_APPLICATIONS {
             let told = Event::new("placement-refused").with("service", &report.spec.name);
-            context.event(told.with("reason", format!("{MAX_APPLICATIONS} applications are known; this one is not moved when its node fails")));
+            context.event(
+                told.with("reason", format!("{MAX_APPLICATIONS} applications are known; this one is not moved when its node fails")),
+            );
             return;
         }
         let placed = Placed {
@@ -259,7 +266,12 @@ impl AppPlacement {
 
     /// Nothing of an application that has ended is left anywhere.
     fn forget_if_over(&mut self, launch: LaunchId) {
-        if self.table.applications.get(&launch).is_some_and(|placed| !placed.is_meant_to_run() && placed.left.is_empty() && placed.moving.is_none()) {
+        if self
+            .table
+            .applications
+            .get(&launch)
+            .is_some_and(|placed| !placed.is_meant_to_run() && placed.left.is_empty() && placed.moving.is_none())
+        {
             self.table.applications.remove(&launch);
             self.newest.remove(&launch);
         }

@@ -68,7 +68,14 @@ mod tests {
         for (keys, rows, expected) in cases {
             let candidates: Vec<_> = rows
                 .iter()
-                .map(|&(name, labels, home, applications, of_group)| Candidate { node: ArmorId::of_name(name), name, labels, home, applications, of_group })
+                .map(|&(name, labels, home, applications, of_group)| Candidate {
+                    node: ArmorId::of_name(name),
+                    name,
+                    labels,
+                    home,
+                    applications,
+                    of_group,
+                })
                 .collect();
             assert_eq!(choose(&placement(keys), &candidates), expected.map(ArmorId::of_name), "{keys:?} {rows:?}");
         }

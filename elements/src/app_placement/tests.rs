@@ -1,0 +1,186 @@
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use super::*;
+use armor_core::context::{Effect, Effects};
+use armor_proto::ids::Incarnation;
+use armor_proto::message::downcast;
+use armor_proto::operation::Operation;
+
+/// The element between nodes a, b and c, with what it has sent and told.
+struct Bench {
+    element: AppPlacement,
+    setup: Setup,
+    effects: Effects,
+}
+
+const LAUNCH: LaunchId = LaunchId(7);
+
+fn setup() -> Setup {
+    Setup { armor: ArmorId::FTM, name: "ftm".into(), kind: "ftm".into(), run_dir: "/".into() }
+}
+
+fn node(name: &str) -> ArmorId {
+    ArmorId::of_name(name)
+}
+
+impl Bench {
+    fn new() -> Bench {
+        let element = AppPlacement::new(Config::default(), &setup()).unwrap();
+        let mut bench = Bench { element, setup: setup(), effects: Effects::new() };
+        for name in ["a", "b", "c"] {
+            bench.there(name, &[]);
+        }
+        bench
+    }
+
+    fn call(&mut self, work: impl FnOnce(&mut AppPlacement, &mut Context<'_>)) {
+        work(&mut self.element, &mut Context::detached(&self.setup, None, &mut self.effects));
+    }
+
+    fn there(&mut self, name: &str, launches: &[LaunchId]) {
+        let there = AppOverseer { overseer: node(name), node: name.into(), labels: BTreeMap::new(), launches: launches.to_vec() };
+        self.call(|element, context| element.overseer(&there, context));
+    }
+
+    fn report(&mut self, armor: &str, placement: &str, incarnation: u32) {
+        let spec = serde_json::json!({ "name": "web", "command": ["web"] });
+        let mut spec: crate::operations::ApplicationSpec = serde_json::from_value(spec).unwrap();
+        spec.placement = toml::from_str(placement).unwrap();
+        let (overseer, at) = (node(armor), armor.split('/').next().unwrap().to_owned());
+        let incarnation = Incarnation(incarnation);
+        let report = AppReport { overseer, node: at, launch: LAUNCH, spec, incarnation, restarts: 3, state: ApplicationState::Running };
+        self.call(|element, context| element.report(&report, context));
+    }
+
+    fn fails(&mut self, name: &str) {
+        self.call(|element, context| element.node_failed(&NodeFailed { armor: node(name), name: name.into() }, context));
+    }
+
+    fn back(&mut self, name: &str) {
+        self.call(|element, context| element.node_back(&NodeBack { armor: node(name), name: name.into() }, context));
+    }
+
+    fn answers(&mut self, armor: &str, order: &AppTakeOver, error: &str) {
+        let (overseer, incarnation) = (node(armor), order.incarnation);
+        let answer = AppTakenOver { name: "web".into(), launch: LAUNCH, incarnation, overseer, error: error.into() };
+        self.call(|element, context| element.taken_over(&answer, context));
+    }
+
+    /// What was sent of a kind since it was last asked, and to whom.
+    fn sent<O: Operation + Clone>(&mut self) -> Vec<(ArmorId, O)> {
+        let mut sent = Vec::new();
+        self.effects.retain(|effect| {
+            let (Effect::Send(message) | Effect::SendReliable(message)) = effect else { return true };
+            let Some(operation) = message.top().and_then(|bundle| downcast::<O>(&bundle.operations[0])) else { return true };
+            sent.push((message.destination().unwrap(), operation.clone()));
+            false
+        });
+        sent
+    }
+
+    fn order(&mut self) -> (ArmorId, AppTakeOver) {
+        let mut orders = self.sent::<AppTakeOver>();
+        assert_eq!(orders.len(), 1);
+        orders.remove(0)
+    }
+
+    fn told(&self, what: &str) -> usize {
+        self.effects.iter().filter(|effect| matches!(effect, Effect::Event(event) if event.what == what)).count()
+    }
+}
+
+#[test]
+fn an_application_goes_to_another_node_and_is_fenced_where_it_was() {
+    let mut bench = Bench::new();
+    bench.report("a", "", 4);
+    bench.fails("a");
+    let (to, order) = bench.order();
+    assert_eq!((to, order.incarnation, order.restarts, order.moved_from.as_str()), (node("b"), Incarnation(65_536), 4, "a"));
+    assert_eq!(bench.sent::<AppMoved>().len(), 1, "the right to its addresses goes along");
+    assert!(bench.sent::<AppFence>().is_empty(), "nobody would hear it");
+    bench.answers("b", &order, "");
+    assert_eq!(bench.told("app-moved"), 1);
+    bench.back("a");
+    let fences = bench.sent::<AppFence>();
+    assert_eq!((fences[0].0, fences[0].1.below, fences.len()), (node("a"), Incarnation(65_536), 1));
+    // It has not come to that yet, and tells of what it runs.
+    bench.report("a", "", 9);
+    assert_eq!(bench.sent::<AppFence>().len(), 1);
+    bench.call(|element, context| element.fence_done(&AppFenceDone { launch: LAUNCH, overseer: node("a") }, context));
+    bench.back("a");
+    assert!(bench.sent::<AppFence>().is_empty());
+}
+
+#[test]
+fn nodes_that_refuse_fail_or_are_silent_are_followed_by_the_next_one() {
+    let mut bench = Bench::new();
+    bench.there("d", &[]);
+    bench.report("a", "", 1);
+    bench.fails("a");
+    let (to, order) = bench.order();
+    assert_eq!(to, node("b"));
+    bench.answers("b", &order, "cannot start it");
+    let (to, order) = bench.order();
+    assert_eq!(to, node("c"));
+    bench.fails("c");
+    let (to, last) = bench.order();
+    assert!(to == node("d") && last.incarnation > order.incarnation);
+    let attempt = bench.element.table.applications[&LAUNCH].moving.as_ref().unwrap().attempt;
+    bench.call(|element, context| element.timer(attempt, context));
+    assert_eq!((bench.told("take-over-failed"), bench.told("no-node-left")), (3, 1));
+    // A late answer is none any more, and what it has started is ended; a node that comes is asked at once.
+    bench.answers("d", &last, "");
+    assert_eq!(bench.told("app-moved"), 0);
+    bench.back("c");
+    let (to, order) = bench.order();
+    assert!([node("b"), node("c"), node("d")].contains(&to) && order.incarnation > last.incarnation);
+}
+
+#[test]
+fn an_application_that_does_not_migrate_waits_for_its_node() {
+    let mut bench = Bench::new();
+    bench.report("a", "migrate = false", 1);
+    bench.fails("a");
+    assert!(bench.sent::<AppTakeOver>().is_empty());
+    assert_eq!(bench.told("application-waits-for-its-node"), 1);
+    // A new life of the node, which knows nothing.
+    bench.there("a", &[]);
+    assert_eq!(bench.order().0, node("a"));
+}
+
+#[test]
+fn an_application_that_was_only_out_of_sight_stays_where_it_is() {
+    let mut bench = Bench::new();
+    bench.report("a", "migrate = false", 1);
+    bench.fails("a");
+    bench.there("a", &[LAUNCH]);
+    assert!(bench.sent::<AppTakeOver>().is_empty() && bench.sent::<AppFence>().is_empty());
+}
+
+#[test]
+fn an_execution_armor_is_installed_first() {
+    let mut bench = Bench::new();
+    bench.report("a/web", "", 1);
+    bench.fails("a");
+    assert!(bench.sent::<AppTakeOver>().is_empty());
+    assert_eq!(bench.sent::<InstallArmor>()[0].0, node("b"));
+    let ready = ArmorReady { name: "web".into(), armor: node("b/web"), run_dir: String::new(), error: String::new() };
+    bench.call(|element, context| element.armor_ready(&ready, context));
+    assert_eq!(bench.order().0, node("b/web"));
+}
+
+#[test]
+fn a_move_goes_on_after_the_death_of_the_ftm() {
+    let mut bench = Bench::new();
+    bench.report("a", "", 1);
+    bench.fails("a");
+    let (to, order) = bench.order();
+    let state = bench.element.capture().unwrap();
+    bench.element = AppPlacement::new(Config::default(), &setup()).unwrap();
+    assert!(bench.element.restore(b"garbage").is_err());
+    bench.element.restore(&state).unwrap();
+    bench.call(|element, context| element.start(context).unwrap());
+    assert_eq!(bench.order(), (to, order.clone()), "the same order once more");
+    bench.answers("b", &order, "");
+    assert_eq!(bench.told("app-moved"), 1);
+}
