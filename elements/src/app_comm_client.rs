@@ -2,7 +2,7 @@
 //!
 //! Purpose: takes connect requests from the shim, finds the ARMOR that oversees the server, and carries the bytes of each
 //! connection; it keeps what the client said since the mark, so that the server and its whole node may vanish.
-//! Subscribes: `MSG_APP_STARTED`, `MSG_APP_FAILED`, `MSG_APP_SERVER_TABLE`, `MSG_APP_SERVER_INFO`, `MSG_APPCOMM_CONNECT_REPLY`,
+//! Subscribes: `MSG_APP_STARTED`, `MSG_APP_IS_OVER`, `MSG_APP_FAILED`, `MSG_APP_SERVER_TABLE`, `MSG_APP_SERVER_INFO`, `MSG_APPCOMM_CONNECT_REPLY`,
 //! `MSG_APPCOMM_REPLAY_CONNECT`, `MSG_APPCOMM_REPLAY`, `MSG_APPCOMM_DATA`, `MSG_APPCOMM_ACK`, `MSG_APPCOMM_RESET`, `MSG_STATE_MEMORY`,
 //! `MSG_APP_SERVICE_GONE`.
 //! Emits: `MSG_APP_SERVER_SUBSCRIBE`, `MSG_APP_LOOKUP_SERVER_INFO`, `MSG_APP_SERVER_TABLE_ACK`, `MSG_APP_CLIENT_CONNECTED`,
@@ -185,6 +185,7 @@ impl Element for AppCommClient {
     fn operations(operations: &mut Operations<Self>) {
         operations
             .on(Self::application_started)
+            .on(Self::application_is_over)
             .on(Self::application_failed)
             .on(Self::table)
             .on(Self::server_info)

@@ -3,7 +3,7 @@
 //! Purpose: one supervised process group per application, watched by pidfd, restarted at once when it fails, with a limit
 //! and a growing pause when it fails young. Lives in the daemon or in an Execution ARMOR (thesis §6.3).
 //! Subscribes: `MSG_APP_LAUNCH`, `MSG_APP_STOP`, `MSG_APP_HUNG`, `MSG_APP_STANDBY_HELD`, `MSG_APP_FLOWS`, `MSG_APP_TAKE_OVER`, `MSG_APP_FENCE`,
-//! `MSG_DAEMON_REGISTERED`. Emits: `MSG_APP_LAUNCHED`, `MSG_APP_STOPPED`, `MSG_APP_STARTED`, `MSG_APP_FAILED`, `MSG_APP_STANDBY_STARTED`,
+//! `MSG_DAEMON_REGISTERED`. Emits: `MSG_APP_LAUNCHED`, `MSG_APP_STOPPED`, `MSG_APP_STARTED`, `MSG_APP_IS_OVER`, `MSG_APP_FAILED`, `MSG_APP_STANDBY_STARTED`,
 //! `MSG_APP_STANDBY_ENDED`, `MSG_APP_FENCED`; to the FTM (acknowledged) `MSG_APP_OVERSEER`, `MSG_APP_REPORT`, `MSG_APP_TAKEN_OVER`,
 //! `MSG_APP_FENCE_DONE`.
 //! Configuration: `stop_grace_ms` (between SIGTERM and SIGKILL), `max_log_bytes` (an application's log is begun anew at a restart beyond it),
@@ -38,7 +38,7 @@ use serde::Deserialize;
 
 use crate::endpoints::{Keeping, descriptors};
 use crate::operations::{
-    AppFailed, AppFenceDone, AppFenced, AppLaunch, AppLaunched, AppOverseer, AppReport, AppStandbyEnded, AppStandbyStarted, AppStarted, AppStop,
+    AppFailed, AppFenceDone, AppFenced, AppIsOver, AppLaunch, AppLaunched, AppOverseer, AppReport, AppStandbyEnded, AppStandbyStarted, AppStarted, AppStop,
     AppStopped, AppTakenOver, ApplicationSpec, ApplicationState, Labels, LaunchId, check_labels,
 };
 use standby::{Instance, Standbys};
@@ -149,6 +149,7 @@ impl Element for AppOversight {
             .emits::<AppLaunched>()
             .emits::<AppStopped>()
             .emits::<AppStarted>()
+            .emits::<AppIsOver>()
             .emits::<AppFailed>()
             .emits::<AppStandbyStarted>()
             .emits::<AppStandbyEnded>();

@@ -160,6 +160,9 @@ armor_proto::operations! { ELEMENT_OPERATIONS;
     0x0215 MSG_APPCOMM_RESET => pub struct AppcommReset { reset: armor_proto::connection::Reset }
     /// The server's end of a connection has lost its process and asks for a new connect request.
     0x0216 MSG_APPCOMM_REPLAY => pub struct AppcommReplay { replay: armor_proto::connection::Replay }
+    /// An application that an earlier life of the overseer's ARMOR has started runs no more and is not started again. Inside that ARMOR: that may not
+    /// have been heard. What runs is said again with `MSG_APP_STARTED`.
+    0x0218 MSG_APP_IS_OVER => pub struct AppIsOver { name: String }
     /// Give me events from this number on.
     0x0300 MSG_EVENTS_QUERY => pub struct EventsQuery { from: u64 }
     /// Events, and the number of the next one.

@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use super::restored::{Keys, Wait};
 use super::{AppCommClient, Client, State};
 use crate::endpoints::{ApplicationSocket, Asked, Ending, Proxy, Read, TranscriptFile, client_pair, is_exiting};
-use crate::operations::{AppClientConnected, AppFailed, AppStarted, ClientRow, OnDivergence, ReattachPolicy, ReattachSpec};
+use crate::operations::{AppClientConnected, AppFailed, AppIsOver, AppStarted, ClientRow, OnDivergence, ReattachPolicy, ReattachSpec};
 
 /// How long an end of stream without announcement waits for the end of its process, which the kernel tells a little later.
 const FATE: Duration = Duration::from_millis(100);
@@ -163,15 +163,23 @@ impl AppCommClient {
             }
             return;
         };
-        if self.applications.get(name).is_some_and(|earlier| earlier.alive) {
+        match self.applications.get(name).filter(|earlier| earlier.alive) {
+            // Told again in a new life of the ARMOR.
+            Some(earlier) if earlier.incarnation == started.incarnation => return,
             // The ARMOR was away when it failed.
-            self.application_is_gone(name, true, context);
+            Some(_) => self.application_is_gone(name, true, context),
+            None => {}
         }
         context.state_changed();
         let about = AboutReattach { application: name.clone(), spec, on_divergence: started.spec.on_divergence };
         let places = self.applications.remove(name).map_or_else(BTreeMap::new, |earlier| earlier.places);
         let application = Application { about, incarnation: started.incarnation, pid: started.pid, alive: true, crowded: false, places };
         self.applications.insert(name.clone(), application);
+    }
+
+    /// It is said again by the next life of an ARMOR.
+    pub(super) fn application_is_over(&mut self, over: &AppIsOver, context: &mut Context<'_>) {
+        self.application_is_gone(&over.name, false, context);
     }
 
     pub(super) fn application_failed(&mut self, failed: &AppFailed, context: &mut Context<'_>) {
@@ -608,6 +616,15 @@ impl AppCommClient {
         let Some(reattach) = &client.reattach else { return };
         let (name, dialled) = (reattach.about.application.clone(), client.dialled);
         let lives = self.applications.get(&name).is_some_and(|application| application.alive && !is_exiting(application.pid));
+        if lives && let Some(client) = self.clients.get_mut(&id).filter(|client| client.port.end.has_heard_process()) {
+            // It had got it, and has closed it while nobody was here to be told.
+            let now = Instant::now();
+            let ending = client.port.drain_dead(now).unwrap_or(Ending::Gone);
+            client.life += 1;
+            end_now(client, ending, now);
+            self.keeping.forget(&Keys::of(id).socket);
+            return self.turn(id, now, context);
+        }
         self.client_lost(id, context);
         if lives && let Some(places) = self.applications.get_mut(&name).and_then(|application| application.places.get_mut(&dialled)) {
             places.unmake(id, Some(id));

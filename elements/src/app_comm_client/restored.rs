@@ -164,7 +164,7 @@ impl AppCommClient {
             // Whoever waited for our answer asks again; this connect was in vain.
             _ if wait == Wait::Blocked => port.end.app_reset(now),
             // It was closed, and waits for the client's next process.
-            Some(_) if reattach.is_some() && port.end.is_past() => self.keeping.forget(&keys.socket),
+            Some(_) if reattach.is_some() && port.end.is_past() && !port.end.is_attached() => self.keeping.forget(&keys.socket),
             Some(socket) => port.attach(socket),
             // Its process is gone, or had closed it.
             None if reattach.is_some() && (port.end.is_lost() || port.end.can_reattach()) => {}

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::standby::{Instance, Standbys};
 use super::{AppOversight, Application, kill_group, pid_of};
 use crate::endpoints::watch_process;
-use crate::operations::{ApplicationSpec, ApplicationState, LaunchId};
+use crate::operations::{AppIsOver, ApplicationSpec, ApplicationState, LaunchId};
 
 /// How long the vault may take to say how a process has ended whose end is seen here.
 const STATUS_WITHIN: Duration = Duration::from_millis(50);
@@ -112,13 +112,20 @@ impl AppOversight {
         let known: Vec<_> = self.applications.values().map(|app| (app.spec.name.clone(), app.state, app.pid, app.born)).collect();
         for (name, state, pid, born) in known {
             match state {
-                ApplicationState::Running if born_at(pid) == Some(born) => self.adopt(&name, pid, context),
-                ApplicationState::Running => self.orphan_ended(&name, pid, context),
+                ApplicationState::Running if born_at(pid) == Some(born) => {
+                    self.adopt(&name, pid, context);
+                }
+                ApplicationState::Running => {
+                    // The next one may have been started already, without a word.
+                    self.end_leftovers(&name, context);
+                    self.orphan_ended(&name, pid, context);
+                }
                 ApplicationState::Restarting => {
                     self.end_leftovers(&name, context);
                     self.begin(&name, context);
                 }
-                ApplicationState::Ended | ApplicationState::GivenUp => {}
+                // The elements that were to hear of it may have died before they had.
+                ApplicationState::Ended | ApplicationState::GivenUp => context.send_to(context.armor(), AppIsOver { name: name.clone() }),
             }
             self.start_standby(&name, context);
         }

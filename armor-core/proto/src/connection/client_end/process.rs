@@ -53,6 +53,22 @@ impl ClientEnd {
         self.session.is_over() || self.reattachment.as_ref().is_some_and(|reattachment| reattachment.closed)
     }
 
+    /// A process has the connection, be it one that is being told what has ended.
+    #[must_use]
+    pub fn is_attached(&self) -> bool {
+        self.session.has_app() || self.again().is_some()
+    }
+
+    /// The present process has said something, so it has got its socket.
+    #[must_use]
+    pub fn has_heard_process(&self) -> bool {
+        let said = self.session.sender.end() > 0;
+        match self.again().map(|again| &again.regeneration) {
+            Some(Some(regeneration)) => regeneration.said() > 0,
+            Some(None) | None => said && !self.is_lost(),
+        }
+    }
+
     /// The client's process was lost, by its death and not by a close. What it had still said is read first. Nothing when no other one
     /// [could take the connection up](ClientEnd::can_reattach).
     pub fn app_lost(&mut self, now: Instant) {
