@@ -195,11 +195,19 @@ impl Block {
         self.vouch(length, self.sum(length, offset));
     }
 
+    /// Vouches for the first `length` bytes alone, of more; their checksum.
+    pub(crate) fn vouch_again(&self, length: usize) -> u32 {
+        let offset = self.shared.map.u64(self.shared.layout.block_offset(self.index)).load(Ordering::SeqCst);
+        let sum = self.sum(length, offset);
+        self.vouch(length, sum);
+        sum
+    }
+
     #[allow(unsafe_code)]
     fn sum(&self, length: usize, offset: u64) -> u32 {
         let Shared { map, layout, .. } = &*self.shared;
         assert!(length <= self.class().size(), "inside the block");
-        // SAFETY: inside the block, whose process has died and which nobody writes before the recovery is over.
+        // SAFETY: inside the block. These bytes were received, and nobody writes them while the caller has the block for himself.
         let bytes = unsafe { map.slice(layout.block(self.index), length) };
         crc32c::crc32c_append(self.seed(offset), bytes)
     }

@@ -43,6 +43,12 @@ impl Tail {
         self.block.vouch(self.filled, self.sum);
         piece
     }
+
+    /// The last `count` bytes are to be overwritten.
+    fn forget(&mut self, count: usize) {
+        self.filled -= count;
+        self.sum = self.block.vouch_again(self.filled);
+    }
 }
 
 /// A record. It is gone from the journal when it is dropped: bytes that it gave out stay readable.
@@ -139,7 +145,7 @@ impl Record {
     pub fn forget_last(&mut self, count: usize) {
         self.received = self.received.saturating_sub(count as u64);
         match &mut self.tail {
-            Some(tail) if tail.filled > count => tail.filled -= count,
+            Some(tail) if tail.filled > count => tail.forget(count),
             // What is left of the stream in blocks before this one is followed by a block of its own.
             _ => self.tail = None,
         }
