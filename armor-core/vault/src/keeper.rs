@@ -78,7 +78,7 @@ pub enum Notice {
 
 /// A connection to the vault. It may be used from several threads.
 ///
-/// Once [`VaultError::Lost`] was returned, everything but [`Keeper::reconnect`] does nothing.
+/// Once [`VaultError::Lost`] was returned, everything but [`Keeper::reconnect`] does nothing; [`Keeper::receive`] returns it again.
 #[derive(Debug)]
 pub struct Keeper {
     /// Socket and owner; none without a vault.
@@ -189,7 +189,10 @@ impl Keeper {
         if sequence > 0 {
             self.say(&Request::Heard { sequence }, &[])?;
         }
-        let Some(line) = self.socket() else { return Ok(None) };
+        let Some(line) = self.socket() else {
+            // Who waits for notices has to hear that another caller has found the line lost: it stays readable for ever.
+            return if self.vault.is_some() { Err(VaultError::Lost) } else { Ok(None) };
+        };
         match datagram::receive(line.as_fd(), RecvFlags::DONTWAIT) {
             Received::Message(Answer::Exited { sequence, process }, _) => {
                 self.given.store(sequence, Ordering::SeqCst);

@@ -124,7 +124,7 @@ fn a_second_hello() {
     let outcome = wait_for("the end of the first connection", || first.keep("key", memory("late").as_fd()).err());
     assert!(matches!(outcome, VaultError::Lost), "{outcome}");
     assert!(first.keep("key", memory("late").as_fd()).is_ok() && first.forget("key").is_ok() && first.socket().is_none());
-    assert!(matches!(first.receive(), Ok(None)));
+    assert!(matches!(first.receive(), Err(VaultError::Lost)));
     second.keep("other", memory("second").as_fd()).unwrap();
     let handed = first.reconnect().unwrap();
     assert_eq!(texts(&handed), [("key".to_owned(), "first".to_owned()), ("other".to_owned(), "second".to_owned())]);
@@ -144,6 +144,7 @@ fn a_stopped_vault() {
         }
     };
     assert!(matches!(refused, VaultError::Lost), "{refused}");
+    assert!(matches!(keeper.receive(), Err(VaultError::Lost)), "who waits for notices would wait for ever");
     assert!(taken.len() > 50, "only {} fit", taken.len());
     // Another process cannot get its descriptors either, and is told.
     assert!(matches!(keeper.reconnect(), Err(VaultError::Lost)));
