@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow, bail};
 use armor_elements::operations::ApplicationSpec;
+pub(crate) use armor_elements::operations::check_name;
 
 /// Reads a service file; paths in it start at its own directory.
 pub(crate) fn read(path: &Path) -> anyhow::Result<ApplicationSpec> {
@@ -39,23 +40,11 @@ pub(crate) fn parse(file: &str, text: &str) -> anyhow::Result<ApplicationSpec> {
         let says = |line: &str| line.trim_start().strip_prefix(key).is_some_and(|rest| rest.trim_start().starts_with('='));
         text.lines().skip(begins).position(says).map_or(begins + 1, |line| begins + line + 1)
     };
-    if let Err(reason) = check_name(&spec.name) {
-        bail!("{file}:{}:1: {reason}", at("name"));
-    }
     if let Err((key, reason)) = spec.check() {
         let line = at(&key);
         bail!("{file}:{line}:1: {reason}");
     }
     Ok(spec)
-}
-
-/// Names of services and of ARMORs become file names.
-pub(crate) fn check_name(name: &str) -> Result<(), String> {
-    let plain = |letter: char| letter.is_ascii_alphanumeric() || "-_.".contains(letter);
-    if name.is_empty() || name.len() > 48 || !name.chars().all(plain) || name.starts_with(['.', '-']) {
-        return Err(format!("{name:?} is no name: take 1 to 48 letters, digits, '-', '_' or '.', the first one a letter or digit"));
-    }
-    Ok(())
 }
 
 /// Line and column, from 1, of a byte offset.

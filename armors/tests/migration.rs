@@ -91,7 +91,7 @@ fn a_server_goes_on_on_another_node() {
     runs_elsewhere(&environment, "echo", "a");
     environment.wait_for("the streams to flow", || (environment.events("stream-flows").len() >= 2).then_some(()));
     finishes_identical(&environment, &mut client);
-    assert_eq!(environment.events("app-moved").len(), 1, "{}", logs(&environment));
+    assert_eq!(environment.events("application-moved").len(), 1, "{}", logs(&environment));
     assert_eq!(environment.events("connection-reset").len(), 0, "{}", logs(&environment));
 }
 
@@ -234,5 +234,5 @@ fn what_an_operator_ends_goes_nowhere() {
     signal(environment.process("a", "pid"), Signal::TERM);
     environment.wait_for("the FTM to miss it", || (!environment.events("node-failed").is_empty()).then_some(()));
     environment.wait_for("the service to be gone", || std::net::TcpListener::bind(("127.0.0.1", port.parse::<u16>().unwrap())).ok());
-    assert_eq!(environment.events("app-moving").len(), 0, "{}", logs(&environment));
+    assert_eq!(environment.events("application-moving").len(), 0, "{}", logs(&environment));
 }

@@ -21,7 +21,7 @@ fn a_server_of_a_node_that_was_cut_off_is_fenced_when_that_is_back() {
     let mut client = Beside::start(network.run("a", &["python3", script, &port, "10"]));
     assert_eq!(client.line().as_deref(), Some("all connected"), "{}", network.logs());
     network.cut("b");
-    network.wait_for_events("app-moved", 1);
+    network.wait_for_events("application-moved", 1);
     network.wait_for_events("stream-flows", 1);
     assert!(environment::lives(old), "it does not know");
     network.mend("b");

@@ -237,9 +237,7 @@ impl AppOversight {
         let spec = asked.spec.clone();
         let name = spec.name.clone();
         let asker = context.source();
-        let refusal = if name.is_empty() || name.len() > 64 || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte)) {
-            Some(format!("application name {name:?}: 1 to 64 letters, digits, '-', '_' or '.'"))
-        } else if let Err((_, reason)) = spec.check() {
+        let refusal = if let Err((_, reason)) = spec.check() {
             Some(reason)
         } else if self.applications.get(&name).is_some_and(|app| matches!(app.state, ApplicationState::Running | ApplicationState::Restarting)) {
             Some(format!("an application {name:?} is running already; `armor stop {name}` ends it"))

@@ -408,7 +408,7 @@ impl AppPlacement {
         let chosen_at_ms = now_ms();
         placed.moving = Some(Move { to, overseer, installing: own_armor, tried, failed_at_ms, chosen_at_ms, attempt });
         let (service, from) = (placed.spec.name.clone(), self.table.name_of(self.table.applications[&launch].node));
-        context.event(Event::new("app-moving").with("service", service).with("from", from).with("to", to_name));
+        context.event(Event::new("application-moving").with("service", service).with("from", from).with("to", to_name));
         self.order_again(launch, context);
     }
 
@@ -489,7 +489,7 @@ impl AppPlacement {
         if before != moving.to {
             placed.moved_from = Some(from.clone());
         }
-        let told = Event::new("app-moved").with("service", &placed.spec.name).with("from", from).with("to", to);
+        let told = Event::new("application-moved").with("service", &placed.spec.name).with("from", from).with("to", to);
         context.event(told.with("incarnation", placed.incarnation.0).with("took_ms", now_ms().saturating_sub(moving.failed_at_ms)));
     }
 

@@ -13,7 +13,7 @@ use armor_proto::hookup::Endpoint;
 use armor_proto::ids::{ArmorId, ConnectionId, Incarnation};
 use serde::{Deserialize, Serialize};
 
-pub use application::{ApplicationSpec, ApplicationState, OnDivergence, Policy};
+pub use application::{ApplicationSpec, ApplicationState, OnDivergence, Policy, check_name};
 pub use health::Health;
 pub use placement::{Labels, LaunchId, PlacedAddress, Placement, check_labels};
 pub use ready::{ReadyQuestion, SpokenBytes};
@@ -96,6 +96,9 @@ armor_proto::operations! { ELEMENT_OPERATIONS;
     0x0134 MSG_APP_STARTED => pub struct AppStarted { spec: ApplicationSpec, pid: u32, incarnation: Incarnation, started_at_ms: u64, instance: u64 }
     /// A supervised application's process has ended. Inside the overseer's ARMOR. `restarting` says whether it comes back.
     0x0135 MSG_APP_FAILED => pub struct AppFailed { name: String, pid: u32, incarnation: Incarnation, how: String, orderly: bool, restarting: bool, failed_at_ms: u64 }
+    /// An application that an earlier life of the overseer's ARMOR has started runs no more and is not started again. Inside that ARMOR: that may not
+    /// have been heard. What runs is said again with `MSG_APP_STARTED`.
+    0x0136 MSG_APP_IS_OVER => pub struct AppIsOver { name: String }
     /// A supervised application hangs (thesis §3.3.2): it is to be killed, or of a server of several processes the stopped ones. Inside the overseer's ARMOR.
     0x0138 MSG_APP_HUNG => pub struct AppHung { name: String, incarnation: Incarnation, processes: Vec<u32>, why: String, silent_ms: u64 }
     /// A standby of a supervised application has started: its first bind is to be held. Inside the overseer's ARMOR.
@@ -160,9 +163,6 @@ armor_proto::operations! { ELEMENT_OPERATIONS;
     0x0215 MSG_APPCOMM_RESET => pub struct AppcommReset { reset: armor_proto::connection::Reset }
     /// The server's end of a connection has lost its process and asks for a new connect request.
     0x0216 MSG_APPCOMM_REPLAY => pub struct AppcommReplay { replay: armor_proto::connection::Replay }
-    /// An application that an earlier life of the overseer's ARMOR has started runs no more and is not started again. Inside that ARMOR: that may not
-    /// have been heard. What runs is said again with `MSG_APP_STARTED`.
-    0x0218 MSG_APP_IS_OVER => pub struct AppIsOver { name: String }
     /// Give me events from this number on.
     0x0300 MSG_EVENTS_QUERY => pub struct EventsQuery { from: u64 }
     /// Events, and the number of the next one.

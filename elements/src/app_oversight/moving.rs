@@ -82,7 +82,7 @@ impl AppOversight {
 
     fn begin_taken_over(&mut self, order: &AppTakeOver, context: &mut Context<'_>) -> Result<(), String> {
         let spec = order.spec.clone();
-        spec.check().map_err(|(key, reason)| format!("{key}: {reason}"))?;
+        spec.check().map_err(|(_, reason)| reason)?;
         if self.ending {
             return Err("this ARMOR is ending".to_owned());
         }

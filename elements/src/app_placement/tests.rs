@@ -99,7 +99,7 @@ fn an_application_goes_to_another_node_and_is_fenced_where_it_was() {
     assert_eq!(bench.sent::<AppMoved>().len(), 1, "the right to its addresses goes along");
     assert!(bench.sent::<AppFence>().is_empty(), "nobody would hear it");
     bench.answers("b", &order, "");
-    assert_eq!(bench.told("app-moved"), 1);
+    assert_eq!(bench.told("application-moved"), 1);
     bench.back("a");
     let fences = bench.sent::<AppFence>();
     assert_eq!((fences[0].0, fences[0].1.below, fences.len()), (node("a"), Incarnation(65_536), 1));
@@ -130,7 +130,7 @@ fn nodes_that_refuse_fail_or_are_silent_are_followed_by_the_next_one() {
     assert_eq!((bench.told("take-over-failed"), bench.told("no-node-left")), (3, 1));
     // A late answer is none any more, and what it has started is ended; a node that comes is asked at once.
     bench.answers("d", &last, "");
-    assert_eq!(bench.told("app-moved"), 0);
+    assert_eq!(bench.told("application-moved"), 0);
     bench.back("c");
     let (to, order) = bench.order();
     assert!([node("b"), node("c"), node("d")].contains(&to) && order.incarnation > last.incarnation);
@@ -182,5 +182,5 @@ fn a_move_goes_on_after_the_death_of_the_ftm() {
     bench.call(|element, context| element.start(context).unwrap());
     assert_eq!(bench.order(), (to, order.clone()), "the same order once more");
     bench.answers("b", &order, "");
-    assert_eq!(bench.told("app-moved"), 1);
+    assert_eq!(bench.told("application-moved"), 1);
 }

@@ -96,6 +96,7 @@ impl ApplicationSpec {
     /// # Errors
     /// When it cannot be followed.
     pub fn check(&self) -> Result<(), (String, String)> {
+        check_name(&self.name).map_err(|reason| ("name".to_owned(), reason))?;
         if self.command.first().is_none_or(String::is_empty) {
             let example = "it lists the program and its arguments, such as [\"python3\", \"-m\", \"http.server\"]";
             return Err(("command".to_owned(), format!("command is empty; {example}")));
@@ -122,6 +123,18 @@ impl ApplicationSpec {
         };
         Err(("settled_ms".to_owned(), wrong.to_owned()))
     }
+}
+
+/// Whether a service or an ARMOR may have this name: names become file names.
+///
+/// # Errors
+/// When not, with what to write instead.
+pub fn check_name(name: &str) -> Result<(), String> {
+    let plain = |letter: char| letter.is_ascii_alphanumeric() || "-_.".contains(letter);
+    if name.is_empty() || name.len() > 48 || !name.chars().all(plain) || name.starts_with(['.', '-']) {
+        return Err(format!("{name:?} is no name: take 1 to 48 letters, digits, '-', '_' or '.', the first one a letter or digit"));
+    }
+    Ok(())
 }
 
 fn default_restart_limit() -> u32 {
