@@ -1,6 +1,6 @@
 """Sends bytes over several connections to an echo server, and compares what comes back, byte for byte.
 
-Usage: verify_echo.py PORT CONNECTIONS [BYTES]. Says "all connected" once they are. Each connection then carries so many bytes, or as many as it can
+Usage: verify_echo.py [HOST:]PORT CONNECTIONS [BYTES]. Says "all connected" once they are. Each connection then carries so many bytes, or as many as it can
 until SIGTERM. At the end it says "identical", or what was not.
 """
 import signal
@@ -8,7 +8,8 @@ import socket
 import sys
 import threading
 
-port, connections = int(sys.argv[1]), int(sys.argv[2])
+host, port = ("127.0.0.1:" + sys.argv[1]).split(":")[-2:]
+connections = int(sys.argv[2])
 length = int(sys.argv[3]) if len(sys.argv) > 3 else 1 << 62
 PERIOD = 1 << 16
 failures = []
@@ -18,7 +19,7 @@ signal.signal(signal.SIGTERM, lambda *_: enough.set())
 
 def talk(number, connected):
     try:
-        line = socket.create_connection(("127.0.0.1", port))
+        line = socket.create_connection((host, int(port)))
         connected.wait()
         period = bytes((number * 31 + at * 7 + (at >> 8)) & 255 for at in range(PERIOD))
         period = memoryview(period * 2)
