@@ -153,3 +153,189 @@ fn a_server_and_its_only_standby_die_at_once() {
     stage.finishes_identical(client);
     assert!(![server, standby].contains(&stage.server("f")));
 }
+
+// Nodes.
+
+const FOUR: &[&str] = &["f", "b", "c", "d"];
+const TO_C_THEN_D: &[&str] = &["--prefer", "c", "--prefer", "d"];
+
+#[test]
+fn a_daemon_and_its_vault_die_and_the_server_goes_on_elsewhere() {
+    let stage = Stage::new(&["f", "b", "c"], "b", &["--prefer", "c"], &["3000"]);
+    let client = stage.client("f", &["3", BYTES]);
+    stage.stands_still(1);
+    let old = stage.server("b");
+    stage.kill_with_vault("b", "b");
+    stage.finishes_identical(client);
+    stage.server("c");
+    // Nobody oversees the old process any more.
+    stage.go(1);
+    stage.nodes.start("b", &[]);
+    stage.nodes.wait_for("the end of the old process", || (!lives(old)).then_some(()));
+    stage.server("c");
+}
+
+#[test]
+fn clients_of_a_daemon_that_dies_with_its_vault_are_closed_at_once_and_others_go_on() {
+    let stage = Stage::new(&["f", "b", "c"], "b", &["--deadline", "1"], &["1000"]);
+    let (mut lost, client) = (stage.client("c", &["2", BYTES]), stage.client("f", &["2", BYTES]));
+    stage.stands_still(1);
+    stage.kill_with_vault("c", "c");
+    let said = lost.line().unwrap();
+    assert!(said.contains("connection 0: ") && said.contains("connection 1: "), "{said}");
+    stage.go(1);
+    assert_eq!({ client }.line().as_deref(), Some("identical"), "{}", stage.nodes.logs());
+}
+
+#[test]
+fn a_client_s_node_dies_and_its_connections_end_at_the_server_within_the_deadline() {
+    let stage = Stage::new(&["f", "b", "c"], "b", &["--deadline", "1"], &["1000"]);
+    let (_lost, client) = (stage.client("c", &["2", BYTES]), stage.client("f", &["2", BYTES]));
+    stage.stands_still(1);
+    let ends = || stage.nodes.element("b", "APP_COMM_SERVER")["connections"].as_array().map_or(0, Vec::len);
+    assert_eq!(ends(), 4);
+    stage.nodes.kill_node("c");
+    stage.nodes.wait_for("the end of its connections", || (ends() == 2).then_some(()));
+    stage.go(1);
+    assert_eq!({ client }.line().as_deref(), Some("identical"), "{}", stage.nodes.logs());
+    assert_eq!(stage.restarts("b"), 0);
+}
+
+#[test]
+fn the_nodes_of_a_server_and_of_some_clients_die_and_the_other_clients_go_on() {
+    let stage = Stage::new(FOUR, "b", &["--prefer", "d"], &["3000"]);
+    let (_lost, client) = (stage.client("c", &["2", BYTES]), stage.client("f", &["2", BYTES]));
+    stage.stands_still(1);
+    stage.nodes.kill_node("b");
+    stage.nodes.kill_node("c");
+    stage.finishes_identical(client);
+    stage.server("d");
+}
+
+#[test]
+fn a_node_and_the_ftms_process_die_at_once() {
+    let stage = Stage::new(&["f", "b", "c"], "b", &["--prefer", "c"], &["3000"]);
+    let client = stage.client("f", &["3", BYTES]);
+    stage.stands_still(1);
+    let ftm = stage.nodes.process("f", "ftm", "pid");
+    // It sees nothing of the node's death, and does not live to hear of it.
+    signal(ftm, Signal::STOP);
+    stage.nodes.kill_node("b");
+    kill(ftm);
+    stage.finishes_identical(client);
+    stage.server("c");
+}
+
+/// A server's node has died, and the node that is asked to take it over does not answer yet.
+fn in_the_middle_of_a_migration(stage: &Stage) -> [i32; 2] {
+    let silent = ["vault.pid", "pid"].map(|file| stage.nodes.process("c", "c", file));
+    silent.iter().for_each(|pid| signal(*pid, Signal::STOP));
+    stage.nodes.kill_node("b");
+    stage.nodes.wait_for_events("app-moving", 1);
+    silent
+}
+
+#[test]
+fn the_ftm_dies_in_the_middle_of_a_migration() {
+    let stage = Stage::new(&["f", "b", "c"], "b", &["--prefer", "c"], &["3000"]);
+    let client = stage.client("f", &["3", BYTES]);
+    stage.stands_still(1);
+    let silent = in_the_middle_of_a_migration(&stage);
+    stage.nodes.kill_armor("f", "ftm");
+    silent.iter().for_each(|pid| signal(*pid, Signal::CONT));
+    stage.finishes_identical(client);
+    stage.server("c");
+}
+
+#[test]
+fn the_ftm_and_its_vault_die_in_the_middle_of_a_migration_and_armor_up_has_it_finished() {
+    let stage = Stage::new(&["f", "b", "c"], "b", &["--prefer", "c"], &["3000"]);
+    let client = stage.client("f", &["3", BYTES]);
+    stage.stands_still(1);
+    let silent = in_the_middle_of_a_migration(&stage);
+    stage.kill_with_vault("f", "ftm");
+    silent.iter().for_each(|pid| signal(*pid, Signal::CONT));
+    stage.nodes.start("f", &[]);
+    stage.finishes_identical(client);
+    stage.server("c");
+}
+
+#[test]
+fn the_new_node_dies_while_the_server_is_replayed_there() {
+    let stage = Stage::new(FOUR, "b", TO_C_THEN_D, &["3000", "1500"]);
+    let client = stage.client("f", &["3", BYTES]);
+    stage.stands_still(1);
+    stage.nodes.kill_node("b");
+    stage.stands_still(2);
+    stage.is_in_recovery();
+    stage.nodes.kill_node("c");
+    stage.finishes_identical(client);
+    stage.server("d");
+    assert_eq!(stage.nodes.events("app-moved").len(), 2, "{}", stage.nodes.logs());
+}
+
+#[test]
+fn a_server_and_its_daemon_die_again_on_the_new_node() {
+    let stage = Stage::new(&["f", "b", "c"], "b", &["--prefer", "c"], &["3000", "1500", "700"]);
+    let client = stage.client("f", &["3", BYTES]);
+    stage.stands_still(1);
+    stage.nodes.kill_node("b");
+    stage.stands_still(2);
+    stage.is_in_recovery();
+    kill(stage.server("c"));
+    stage.stands_still(3);
+    kill(stage.server("c"));
+    stage.nodes.kill_armor("c", "c");
+    stage.finishes_identical(client);
+    stage.server("c");
+}
+
+#[test]
+fn the_ftms_node_dies_and_connections_between_other_nodes_go_on() {
+    let stage = Stage::new(&["f", "b", "c"], "b", &[], &["3000"]);
+    let mut client = stage.client("c", &["3", BYTES]);
+    stage.stands_still(1);
+    stage.nodes.kill_node("f");
+    stage.go(1);
+    assert_eq!(client.line().as_deref(), Some("identical"), "{}", stage.nodes.logs());
+}
+
+#[test]
+fn a_server_that_dies_while_the_ftms_node_is_gone_goes_on_when_that_is_back_within_the_deadline() {
+    let stage = Stage::new(&["f", "b", "c"], "b", &[], &["3000"]);
+    let client = stage.client("c", &["3", BYTES]);
+    stage.stands_still(1);
+    let server = stage.server("b");
+    stage.nodes.kill_node("f");
+    kill(server);
+    stage.nodes.revive("f");
+    stage.finishes_identical(client);
+}
+
+#[test]
+fn a_server_that_dies_while_the_ftms_node_is_gone_for_good_has_its_clients_reset_by_the_deadline() {
+    let stage = Stage::new(&["f", "b", "c"], "b", &["--deadline", "1"], &["3000"]);
+    let mut client = stage.client("c", &["2", BYTES]);
+    stage.stands_still(1);
+    let server = stage.server("b");
+    stage.nodes.kill_node("f");
+    kill(server);
+    let said = client.line().unwrap();
+    for number in 0..2 {
+        let of = said.split("; ").find(|said| said.starts_with(&format!("connection {number}: "))).unwrap_or_else(|| panic!("{said}"));
+        assert!(of.contains("reset") || of.contains("Broken pipe"), "{said}");
+    }
+}
+
+#[test]
+fn twenty_clients_on_two_nodes_go_on_when_their_servers_node_dies() {
+    let stage = Stage::new(FOUR, "b", &["--prefer", "f"], &["500"]);
+    let clients: Vec<_> = (0..20).map(|number| stage.client(["c", "d"][number % 2], &["1", "1000000"])).collect();
+    stage.stands_still(1);
+    stage.nodes.kill_node("b");
+    for client in clients {
+        stage.finishes_identical(client);
+    }
+    stage.server("f");
+    assert_eq!(stage.nodes.events("app-moved").len(), 1, "{}", stage.nodes.logs());
+}
