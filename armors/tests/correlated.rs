@@ -6,7 +6,7 @@ mod environment;
 
 use std::path::PathBuf;
 
-use environment::nodes::{Nodes, Placement};
+use environment::nodes::{Nodes, Placement, may_make_namespaces};
 use environment::{Beside, free_port, kill, lives, signal};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -18,7 +18,8 @@ const BYTES: &str = "6000000";
 struct Stage {
     nodes: Nodes,
     directory: PathBuf,
-    port: String,
+    /// Where the server listens: a port on loopback, or an address and a port.
+    address: String,
 }
 
 fn program(name: &str) -> String {
@@ -28,18 +29,22 @@ fn program(name: &str) -> String {
 impl Stage {
     /// The first node has the FTM. `gates`: after how many KiB of each connection the server stands still, in each of its first lives.
     fn new(names: &[&str], node: &str, options: &[&str], gates: &[&str]) -> Stage {
-        let nodes = Nodes::up(Placement::Groups, names);
-        let (directory, port) = (nodes.file("gates"), free_port().to_string());
+        Stage::at(Placement::Groups, &free_port().to_string(), names, node, options, gates)
+    }
+
+    fn at(placement: Placement, address: &str, names: &[&str], node: &str, options: &[&str], gates: &[&str]) -> Stage {
+        let nodes = Nodes::up(placement, names);
+        let directory = nodes.file("gates");
         std::fs::create_dir(&directory).unwrap();
         let (server, place) = (program("gated_echo.py"), directory.display().to_string());
-        let command = [&["python3", &server, &port, &place], gates].concat();
+        let command = [&["python3", &server, address, &place], gates].concat();
         nodes.launch(node, "echo", &[&["--policy", "stream"], options].concat(), &command);
-        Stage { nodes, directory, port }
+        Stage { nodes, directory, address: address.to_owned() }
     }
 
     /// A client on a node, with all its connections open.
     fn client(&self, node: &str, arguments: &[&str]) -> Beside {
-        let run = self.nodes.run(node, &[&["python3", &program("verify_echo.py"), &self.port], arguments].concat());
+        let run = self.nodes.run(node, &[&["python3", &program("verify_echo.py"), &self.address], arguments].concat());
         let mut client = Beside::start(run);
         assert_eq!(client.line().as_deref(), Some("all connected"), "{}", self.nodes.logs());
         client
@@ -159,20 +164,24 @@ fn a_server_and_its_only_standby_die_at_once() {
 const FOUR: &[&str] = &["f", "b", "c", "d"];
 const TO_C_THEN_D: &[&str] = &["--prefer", "c", "--prefer", "d"];
 
+/// A daemon and its vault die, and its application lives on without them until the daemon is started again.
+fn dies_with_its_vault(stage: &Stage, before: &str, after: &str) {
+    let client = stage.client("f", &["3", BYTES]);
+    stage.stands_still(1);
+    let old = stage.server(before);
+    stage.kill_with_vault("b", "b");
+    stage.finishes_identical(client);
+    stage.server(after);
+    assert!(lives(old), "nobody oversees it any more");
+    stage.nodes.start("b", &[]);
+    stage.nodes.wait_for("the end of the old process", || (!lives(old)).then_some(()));
+    stage.server(after);
+}
+
 #[test]
 fn a_daemon_and_its_vault_die_and_the_server_goes_on_elsewhere() {
     let stage = Stage::new(&["f", "b", "c"], "b", &["--prefer", "c"], &["3000"]);
-    let client = stage.client("f", &["3", BYTES]);
-    stage.stands_still(1);
-    let old = stage.server("b");
-    stage.kill_with_vault("b", "b");
-    stage.finishes_identical(client);
-    stage.server("c");
-    // Nobody oversees the old process any more.
-    stage.go(1);
-    stage.nodes.start("b", &[]);
-    stage.nodes.wait_for("the end of the old process", || (!lives(old)).then_some(()));
-    stage.server("c");
+    dies_with_its_vault(&stage, "b", "c");
 }
 
 #[test]
@@ -338,4 +347,99 @@ fn twenty_clients_on_two_nodes_go_on_when_their_servers_node_dies() {
     }
     stage.server("f");
     assert_eq!(stage.nodes.events("app-moved").len(), 1, "{}", stage.nodes.logs());
+}
+
+// Nodes in network namespaces of their own.
+
+/// Its Execution ARMOR lives on too: it needs a network of its own, since it goes on holding what the kernel calls the connections' ends.
+#[test]
+fn a_daemon_and_its_vault_die_and_a_server_with_an_execution_armor_goes_on_elsewhere() {
+    if may_make_namespaces("a_daemon_and_its_vault_die_and_a_server_with_an_execution_armor_goes_on_elsewhere") {
+        let (port, options) = (free_port().to_string(), ["--execution-armor", "--prefer", "c"]);
+        let stage = Stage::at(Placement::Namespaces, &port, &["f", "b", "c"], "b", &options, &["3000"]);
+        dies_with_its_vault(&stage, "b/echo", "c/echo");
+    }
+}
+
+#[test]
+fn the_new_node_is_cut_off_while_the_server_is_replayed_there_and_fenced_when_it_is_back() {
+    if !may_make_namespaces("the_new_node_is_cut_off_while_the_server_is_replayed_there_and_fenced_when_it_is_back") {
+        return;
+    }
+    let stage = Stage::at(Placement::Namespaces, &free_port().to_string(), FOUR, "b", TO_C_THEN_D, &["3000", "1500"]);
+    let client = stage.client("f", &["3", BYTES]);
+    stage.stands_still(1);
+    stage.nodes.kill_node("b");
+    stage.stands_still(2);
+    stage.is_in_recovery();
+    let second = stage.server("c");
+    stage.nodes.cut("c");
+    // It goes on there, and nobody hears of it.
+    stage.go(2);
+    stage.finishes_identical(client);
+    stage.server("d");
+    assert!(lives(second), "it does not know");
+    stage.nodes.mend("c");
+    stage.nodes.wait_for("the end of the second one", || (!lives(second)).then_some(()));
+    stage.server("d");
+}
+
+#[test]
+fn the_clients_node_is_cut_off_in_the_middle_of_a_migration_and_its_streams_go_on_when_it_is_back() {
+    if !may_make_namespaces("the_clients_node_is_cut_off_in_the_middle_of_a_migration_and_its_streams_go_on_when_it_is_back") {
+        return;
+    }
+    let stage = Stage::at(Placement::Namespaces, &free_port().to_string(), FOUR, "b", &["--prefer", "c"], &["3000"]);
+    let client = stage.client("d", &["3", BYTES]);
+    stage.stands_still(1);
+    stage.nodes.kill_node("b");
+    stage.nodes.cut("d");
+    stage.nodes.wait_for_events("app-moved", 1);
+    stage.nodes.wait_for_events("node-failed", 2);
+    assert_eq!(stage.nodes.events("connection-recovered"), Vec::<Value>::new(), "{}", stage.nodes.logs());
+    stage.nodes.mend("d");
+    stage.finishes_identical(client);
+    stage.server("c");
+}
+
+/// A server moves to a node that cannot have its address, or has given it to somebody else; clients reach it there, those that were connected and others.
+fn goes_on_at_an_address_that_it_cannot_have(address: &str, is_taken: bool) {
+    let stage = Stage::at(Placement::Namespaces, address, &["f", "b", "c"], "b", &["--prefer", "c"], &["3000"]);
+    let taken = is_taken.then(|| {
+        let (_, port) = address.rsplit_once(':').unwrap_or(("", address));
+        let script =
+            "import socket, sys, time; s = socket.create_server(('', int(sys.argv[1]))); print('has it', flush=True); time.sleep(1e9)";
+        let mut other = Beside::start(stage.nodes.command("c", &["python3", "-c", script, port]));
+        assert_eq!(other.line().as_deref(), Some("has it"));
+        other
+    });
+    let client = stage.client("f", &["3", BYTES]);
+    stage.stands_still(1);
+    stage.nodes.kill_node("b");
+    stage.finishes_identical(client);
+    stage.server("c");
+    for node in ["f", "c"] {
+        stage.finishes_identical(stage.client(node, &["2", "100000"]));
+    }
+    // Only where the kernel refuses: an address that no interface has may be bound nevertheless.
+    assert_eq!(stage.nodes.events("address-not-held").len(), usize::from(is_taken), "{}", stage.nodes.logs());
+    // And it is started again there.
+    kill(stage.server("c"));
+    stage.nodes.wait_for("the next life", || (stage.restarts("c") == 2).then(|| stage.nodes.pid("c", "echo")).flatten());
+    stage.finishes_identical(stage.client("f", &["2", "100000"]));
+    drop(taken);
+}
+
+#[test]
+fn a_server_moves_to_a_node_that_does_not_have_its_address() {
+    if may_make_namespaces("a_server_moves_to_a_node_that_does_not_have_its_address") {
+        goes_on_at_an_address_that_it_cannot_have(&format!("10.0.0.2:{}", free_port()), false);
+    }
+}
+
+#[test]
+fn a_server_moves_to_a_node_where_another_program_has_its_address() {
+    if may_make_namespaces("a_server_moves_to_a_node_where_another_program_has_its_address") {
+        goes_on_at_an_address_that_it_cannot_have(&format!("0.0.0.0:{}", free_port()), true);
+    }
 }

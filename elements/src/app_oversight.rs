@@ -102,6 +102,8 @@ pub struct AppOversight {
     leaving: Vec<Instance>,
     /// This ARMOR is being shut down: nothing is started any more.
     ending: bool,
+    /// An earlier life has said what it had started.
+    restored: bool,
     keeping: Keeping,
     /// How processes of an earlier life have ended.
     exits: VecDeque<Exited>,
@@ -127,7 +129,7 @@ impl Element for AppOversight {
         let (run_dir, applications, exits) = (setup.run_dir.clone(), BTreeMap::new(), handed.exited.into());
         // No life of this ARMOR uses a number again.
         let next_instance = now_ms() << 16;
-        Ok(AppOversight { config, run_dir, node, applications, next_number: 1, next_instance, leaving: Vec::new(), ending: false, keeping, exits })
+        Ok(AppOversight { config, run_dir, node, applications, next_number: 1, next_instance, leaving: Vec::new(), ending: false, restored: false, keeping, exits })
     }
 
     fn operations(operations: &mut Operations<Self>) {

@@ -394,7 +394,11 @@ impl Nodes {
         };
         let first = &self.nodes[0].name;
         let daemons = self.nodes.iter().map(|node| of(self.run_dir(&node.name, &node.name).join("armor.log")));
-        std::iter::once(of(self.run_dir(first, "ftm").join("armor.log"))).chain(daemons).collect()
+        let installed = self.nodes.iter().flat_map(|node| {
+            let armors = std::fs::read_dir(self.run_dir(&node.name, &node.name).join("armors")).into_iter().flatten().flatten();
+            armors.map(|armor| of(armor.path().join("armor.log")))
+        });
+        std::iter::once(of(self.run_dir(first, "ftm").join("armor.log"))).chain(daemons).chain(installed).collect()
     }
 }
 

@@ -77,6 +77,7 @@ impl AppOversight {
     pub(super) fn take_back(&mut self, state: &[u8]) -> Result<(), String> {
         let captured: CapturedElement = rmp_serde::from_slice(state).map_err(|error| error.to_string())?;
         self.leaving = captured.leaving;
+        self.restored = true;
         for Captured { spec, state, pid, born, incarnation, restarts, instance, standbys, launch, epoch, moved_from } in captured.applications {
             let number = self.next_number;
             self.next_number += 1;
@@ -108,6 +109,9 @@ impl AppOversight {
 
     /// Oversees what runs, and starts what was to be started.
     pub(super) fn take_up(&mut self, context: &mut Context<'_>) {
+        if !self.restored {
+            self.end_orphans(context);
+        }
         self.take_up_standbys(context);
         let known: Vec<_> = self.applications.values().map(|app| (app.spec.name.clone(), app.state, app.pid, app.born)).collect();
         for (name, state, pid, born) in known {
@@ -178,19 +182,33 @@ impl AppOversight {
     /// A process that was started just before the death of the ARMOR, so that its number was never captured.
     pub(super) fn end_leftovers(&self, name: &str, context: &mut Context<'_>) {
         let known = self.applications.get(name).map(Application::known_instances).unwrap_or_default();
-        let known: Vec<_> = known.iter().map(|instance| format!("{ENV_INSTANCE}={instance}").into_bytes()).collect();
-        let own = |environment: &[u8]| {
-            let has = |key: &str, value: &[u8]| {
-                let wanted = [key.as_bytes(), b"=", value].concat();
-                environment.split(|byte| *byte == 0).any(|entry| entry == wanted)
-            };
-            let is_known = || environment.split(|byte| *byte == 0).any(|entry| known.iter().any(|known| known == entry));
-            has(ENV_SERVICE, name.as_bytes()) && !is_known() && has(ENV_RUN_DIR, self.run_dir.as_os_str().as_encoded_bytes())
-        };
+        let known: Vec<_> = known.iter().map(u64::to_string).collect();
+        self.kill_started_here(context, |service, instance| service == name.as_bytes() && !known.iter().any(|known| known.as_bytes() == instance));
+    }
+
+    /// Nothing is known of an earlier life: the ARMOR has died together with its vault, or its captured state is lost. What it had started and lives on has no connection
+    /// any more and nobody who watches it, and runs on another node by now, or is about to.
+    fn end_orphans(&self, context: &mut Context<'_>) {
+        // An ARMOR that is started by such an application itself.
+        if std::env::var_os(ENV_RUN_DIR).is_none_or(|run_dir| run_dir != self.run_dir) {
+            self.kill_started_here(context, |_, instance| !instance.is_empty());
+        }
+    }
+
+    /// Kills processes that an overseer in this run directory has started, and what they have started: those whose service and instance are meant.
+    fn kill_started_here(&self, context: &mut Context<'_>, is_meant: impl Fn(&[u8], &[u8]) -> bool) {
         for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
             let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
-            if std::fs::read(entry.path().join("environ")).is_ok_and(|environment| own(&environment)) {
-                context.event(Event::new("application-leftover-killed").with("service", name).with("pid", pid));
+            let Ok(environment) = std::fs::read(entry.path().join("environ")) else { continue };
+            let value = |key: &str| {
+                let of = |entry| <[u8]>::strip_prefix(entry, key.as_bytes())?.strip_prefix(b"=");
+                environment.split(|byte| *byte == 0).find_map(of)
+            };
+            let here = value(ENV_RUN_DIR) == Some(self.run_dir.as_os_str().as_encoded_bytes());
+            let (Some(service), true) = (value(ENV_SERVICE), here) else { continue };
+            if is_meant(service, value(ENV_INSTANCE).unwrap_or_default()) {
+                let told = Event::new("application-leftover-killed").with("service", String::from_utf8_lossy(service)).with("pid", pid);
+                context.event(told);
                 kill_group(pid, Signal::KILL);
                 if let Some(pid) = pid_of(pid) {
                     let _ = rustix::process::kill_process(pid, Signal::KILL);
