@@ -9,7 +9,9 @@ pub(crate) fn to_stderr() {
         Ok(filter) => (filter, None),
         Err(error) => (tracing_subscriber::EnvFilter::new("info"), Some(error)),
     };
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal()).init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
+    // Where a line cannot be written (the disk is full) neither can a word about that: trying to would be a panic.
+    log.log_internal_errors(false).init();
     if let Some(error) = wrong {
         tracing::warn!("ARMOR_LOG={wanted:?} is not understood ({error}); logging at info");
     }

@@ -4,6 +4,7 @@
 mod environment;
 
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 use environment::{Environment, free_port, lives, text};
 
@@ -186,4 +187,20 @@ fn stdout_of_launch(environment: &Environment, options: &[&str], command: &[&str
     let output = environment.armor(&["launch"]).args(options).arg("--").args(command).output().unwrap();
     assert!(output.status.success(), "armor launch: {}\n{}", text(&output), environment.logs());
     String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn an_armor_whose_log_cannot_be_written_lives() {
+    let environment = Environment::up();
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let mut other = Command::new(env!("CARGO_BIN_EXE_armor"));
+    let ftm = std::fs::read_to_string(environment.file("run/ftm/tcp.addr")).unwrap();
+    other.args(["start", "daemon", "--name", "node2", "--run-dir"]).arg(environment.file("run/node2"));
+    other.args(["--set", &format!("daemon_tcp_mgmt.ftm={}", ftm.trim()), "--set", "daemon_tcp_mgmt.listen=127.0.0.1:0"]);
+    let mut other = other.stdin(Stdio::null()).stderr(full).spawn().unwrap();
+    let registered = || environment.events("daemon-registered").iter().any(|event| event["values"]["daemon"] == "node2").then_some(());
+    environment.wait_for("node2", registered);
+    assert!(other.try_wait().unwrap().is_none(), "it ended");
+    environment::signal(other.id().cast_signed(), rustix::process::Signal::TERM);
+    assert!(other.wait().unwrap().success());
 }
