@@ -172,6 +172,25 @@ fn a_server_and_its_only_standby_die_at_once() {
     assert!(![server, standby].contains(&stage.server("f")));
 }
 
+#[test]
+fn a_server_and_then_its_daemon_hang_while_the_server_is_replayed() {
+    let stage = Stage::new(&["f", "b"], "b", &[], &["3000", "2000", "1000"]);
+    let client = stage.client("f", &["3", BYTES]);
+    stage.stands_still(1);
+    kill(stage.server("b"));
+    stage.stands_still(2);
+    stage.is_in_recovery();
+    signal(stage.server("b"), Signal::STOP);
+    stage.nodes.wait_for_events("application-hung", 1);
+    stage.stands_still(3);
+    let daemon = stage.nodes.process("b", "b", "pid");
+    signal(daemon, Signal::STOP);
+    stage.go(3);
+    stage.finishes_identical(client);
+    assert_ne!(stage.nodes.process("b", "b", "pid"), daemon, "its vault has started another one");
+    assert_eq!(stage.lives(), 3);
+}
+
 // Nodes.
 
 const FOUR: &[&str] = &["f", "b", "c", "d"];
@@ -233,6 +252,23 @@ fn the_nodes_of_a_server_and_of_some_clients_die_and_the_other_clients_go_on() {
     stage.nodes.kill_node("c");
     stage.finishes_identical(client);
     stage.server("d");
+}
+
+#[test]
+fn after_the_death_of_all_nodes_nothing_starts_by_itself_and_everything_can_be_launched_again() {
+    let stage = Stage::new(&["f", "b"], "b", &[], &["1000"]);
+    let _lost = stage.client("f", &["1", BYTES]);
+    stage.stands_still(1);
+    stage.nodes.kill_node("b");
+    stage.nodes.kill_node("f");
+    stage.nodes.start("f", &[]);
+    stage.nodes.start("b", &[]);
+    assert_eq!(stage.nodes.element("ftm", "app_placement")["applications"], Value::Array(Vec::new()));
+    assert_eq!(stage.nodes.element("b", "app_oversight")["applications"], Value::Array(Vec::new()));
+    assert_eq!(stage.lives(), 1);
+    let (server, place) = (program("gated_echo.py"), stage.directory.display().to_string());
+    stage.nodes.launch("b", "echo", &["--policy", "stream"], &["python3", &server, &stage.address, &place]);
+    stage.finishes_identical(stage.client("f", &["2", "100000"]));
 }
 
 #[test]
@@ -415,6 +451,39 @@ fn the_clients_node_is_cut_off_in_the_middle_of_a_migration_and_its_streams_go_o
     stage.nodes.mend("d");
     stage.finishes_identical(client);
     stage.server("c");
+}
+
+#[test]
+fn a_cut_between_clients_and_their_server_is_only_a_stall() {
+    if !may_make_namespaces("a_cut_between_clients_and_their_server_is_only_a_stall") {
+        return;
+    }
+    // For longer than it takes to find out, in which the clients' node counts as failed.
+    let stage = Stage::at(Placement::Namespaces, &free_port().to_string(), &["f", "b", "d"], "b", &[], &["1000", "1000"]);
+    let client = stage.client("d", &["3", BYTES]);
+    stage.stands_still(1);
+    stage.nodes.cut("d");
+    stage.go(1);
+    stage.nodes.wait_for_events("node-failed", 1);
+    stage.nodes.mend("d");
+    stage.finishes_identical(client);
+    assert_eq!(stage.lives(), 1, "the server was not started again");
+}
+
+#[test]
+fn a_server_that_may_not_move_goes_on_when_its_node_is_no_longer_cut_off() {
+    if !may_make_namespaces("a_server_that_may_not_move_goes_on_when_its_node_is_no_longer_cut_off") {
+        return;
+    }
+    let stage = Stage::at(Placement::Namespaces, &free_port().to_string(), &["f", "b"], "b", &["--migrate", "false"], &["1000"]);
+    let client = stage.client("f", &["3", BYTES]);
+    stage.stands_still(1);
+    stage.nodes.cut("b");
+    stage.go(1);
+    stage.nodes.wait_for_events("application-waits-for-its-node", 1);
+    stage.nodes.mend("b");
+    stage.finishes_identical(client);
+    assert_eq!(stage.lives(), 1, "the server was not started again");
 }
 
 /// A server moves to a node that cannot have its address, or has given it to somebody else; clients reach it there, those that were connected and others.
