@@ -156,7 +156,22 @@ impl Element for ArmorInstaller {
 
     fn start(&mut self, context: &mut Context<'_>) -> Result<(), String> {
         for (name, installed) in &self.installed {
-            Self::later(ADOPT_WITHIN, name, installed.life, Self::not_adopted, context);
+            match child::works_in(&self.directory(name)) {
+                Some(pid) => {
+                    Self::later(ADOPT_WITHIN, name, installed.life, Self::not_adopted, context);
+                    let (name, life, handle) = (name.clone(), installed.life, context.handle::<Self>());
+                    context.spawn(async move {
+                        crate::endpoints::watch_process(pid).await;
+                        handle.call(|element, context| {
+                            if element.installed.get(&name).is_some_and(|installed| installed.life == life) {
+                                element.not_adopted(&name, context);
+                            }
+                        });
+                    });
+                }
+                // It has died together with this daemon.
+                None => Self::later(Duration::ZERO, name, installed.life, Self::not_adopted, context),
+            }
         }
         self.beat_later(context);
         Ok(())

@@ -109,11 +109,23 @@ fn is_running(pid: Pid) -> bool {
 
 /// Kills a process of an earlier life of the daemon, if `pid` still is the one that works in `directory`.
 pub fn kill_leftover(pid: u32, directory: &Path) {
-    let command_line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    let directory = directory.as_os_str().as_encoded_bytes();
-    if command_line.split(|byte| *byte == 0).any(|argument| argument == directory) {
+    if is_at_work(pid, directory) {
         signal(pid, Signal::KILL);
     }
+}
+
+/// The process that works in `directory`, whoever has started it: the captured number may be that of the one before.
+#[must_use]
+pub fn works_in(directory: &Path) -> Option<u32> {
+    let pids = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).find(|pid| is_at_work(*pid, directory))
+}
+
+/// Whether the directory is in its command line. A process that has ended has none.
+fn is_at_work(pid: u32, directory: &Path) -> bool {
+    let command_line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let directory = directory.as_os_str().as_encoded_bytes();
+    command_line.split(|byte| *byte == 0).any(|argument| argument == directory)
 }
 
 /// The last line that an ARMOR wrote.
