@@ -4,6 +4,7 @@
 
 mod environment;
 
+use std::cell::Cell;
 use std::path::PathBuf;
 
 use environment::nodes::{Nodes, Placement, may_make_namespaces};
@@ -20,6 +21,8 @@ struct Stage {
     directory: PathBuf,
     /// Where the server listens: a port on loopback, or an address and a port.
     address: String,
+    /// Of its clients so far.
+    connections: Cell<u32>,
 }
 
 fn program(name: &str) -> String {
@@ -39,20 +42,21 @@ impl Stage {
         let (server, place) = (program("gated_echo.py"), directory.display().to_string());
         let command = [&["python3", &server, address, &place], gates].concat();
         nodes.launch(node, "echo", &[&["--policy", "stream"], options].concat(), &command);
-        Stage { nodes, directory, address: address.to_owned() }
+        Stage { nodes, directory, address: address.to_owned(), connections: Cell::new(0) }
     }
 
     /// A client on a node, with all its connections open.
     fn client(&self, node: &str, arguments: &[&str]) -> Beside {
         let run = self.nodes.run(node, &[&["python3", &program("verify_echo.py"), &self.address], arguments].concat());
+        self.connections.set(self.connections.get() + arguments[0].parse::<u32>().unwrap());
         let mut client = Beside::start(run);
         assert_eq!(client.line().as_deref(), Some("all connected"), "{}", self.nodes.logs());
         client
     }
 
-    /// Waits until the server stands still in this life.
+    /// Waits until the server stands still in this life, on all connections.
     fn stands_still(&self, life: u32) {
-        let at = self.directory.join(format!("at-{life}"));
+        let at = self.directory.join(format!("at-{life}-{}", self.connections.get()));
         self.nodes.wait_for(&at.display().to_string(), || at.exists().then_some(()));
     }
 

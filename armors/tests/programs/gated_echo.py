@@ -1,7 +1,7 @@
 """An echo server that stands still in the middle of its streams until it may go on.
 
-Arguments: [HOST:]PORT, a directory, and for each of its first lives after how many KiB of a connection it stands still (0: never). It says so by the file
-`at-LIFE` in the directory, and goes on when there is `go-LIFE`. Lives are counted in the directory too, wherever they are.
+Arguments: [HOST:]PORT, a directory, and for each of its first lives after how many KiB of a connection it stands still (0: never). It says so by a file
+`at-LIFE-N` for the N-th connection that has come there, and goes on when there is `go-LIFE`. Lives are counted in the directory too, wherever they are.
 """
 import os
 import socket
@@ -16,6 +16,7 @@ with open(os.path.join(directory, "lives"), "a+") as lives:
     lives.flush()
     life = lives.tell()
 gate = int(sys.argv[2 + life]) << 10 if len(sys.argv) > 2 + life else 0
+arrived, lock = [], threading.Lock()
 
 
 def serve(connection):
@@ -24,7 +25,9 @@ def serve(connection):
         connection.sendall(data)
         before, count = count, count + len(data)
         if before < gate <= count:
-            open(os.path.join(directory, f"at-{life}"), "w").close()
+            with lock:
+                arrived.append(count)
+                open(os.path.join(directory, f"at-{life}-{len(arrived)}"), "w").close()
             while not os.path.exists(os.path.join(directory, f"go-{life}")):
                 time.sleep(0.005)
     connection.close()
