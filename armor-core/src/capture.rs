@@ -143,7 +143,12 @@ impl CapturedStates {
             whole: resumed && refused.is_empty(),
         };
         let in_memory: HashMap<String, u64> = kept.iter().map(|kept| (kept.element.clone(), kept.sequence)).collect();
-        if let Some(path) = file {
+        if let Some(path) = file
+            && states.whole
+        {
+            // The memory has everything. Opening the file takes several syncs, for which a next life would wait.
+            states.file = Some(StateFile::behind_memory(path).map_err(|error| error.to_string())?);
+        } else if let Some(path) = file {
             let (file, mut found) = StateFile::open(path).map_err(|error| error.to_string())?;
             refused.append(&mut found.refused);
             states.file_refused = found.file_refused;
@@ -214,7 +219,7 @@ impl CapturedStates {
 
     /// A file that could not be used, once.
     pub fn take_file_refused(&mut self) -> Option<FileRefused> {
-        self.file_refused.take()
+        self.file_refused.take().or_else(|| self.file.as_ref()?.take_refused())
     }
 
     /// Damaged states that belong to no element that can be told, once.

@@ -70,6 +70,9 @@ fn seeded() -> StdRng {
 
 // In memory.
 
+/// Bytes before each state.
+const HEAD_IN_MEMORY: u64 = 112;
+
 /// Another descriptor of the memory, as the vault has one.
 fn vault_of(states: &CapturedStates) -> OwnedFd {
     states.memory().descriptor().try_clone_to_owned().unwrap()
@@ -433,7 +436,10 @@ fn the_newer_of_memory_and_disk_is_taken_and_each_is_enough_alone() {
     let in_memory = copy_of(&vault_of(&from_disk));
     drop(from_disk);
     assert_eq!(CapturedStates::open(Some(in_memory.memory()), None).unwrap().load("e").state.as_deref(), Some(&b"two"[..]));
-    let mut disk_is_newer = CapturedStates::open(Some(at_one.memory()), Some(&path)).unwrap();
+    // A memory of which something is damaged may be behind the disk.
+    let damaged = at_one.memory();
+    File::from(damaged.try_clone().unwrap()).write_all_at(&[0xff], first_state(&at_one)).unwrap();
+    let mut disk_is_newer = CapturedStates::open(Some(damaged), Some(&path)).unwrap();
     assert_eq!(disk_is_newer.load("e").state.as_deref(), Some(&b"two"[..]));
     drop(disk_is_newer);
     std::fs::remove_file(&path).unwrap();
@@ -580,4 +586,47 @@ fn save_without_end(place: &Path) {
         // One write, so that a kill leaves the line whole or out.
         std::io::stdout().write_all(format!("written {number}\n").as_bytes()).unwrap();
     }
+}
+
+/// Where the first byte of a state lies in a copy: behind the page of the memory itself, and a head.
+fn first_state(copy: &StateMemoryCopy) -> u64 {
+    let at = copy.parts.iter().flat_map(|(from, bytes)| *from..from + bytes.len() as u64).find(|at| *at >= 4096).unwrap();
+    at + HEAD_IN_MEMORY
+}
+
+#[test]
+fn nobody_whose_memory_is_whole_waits_for_his_file_and_it_gets_all_that_it_lacks() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("state.redb");
+    let mut states = CapturedStates::open(None, Some(&path)).unwrap();
+    states.save("e", b"one").unwrap();
+    assert!(states.file().unwrap().flush(PATIENCE));
+    // The next states are saved while the disk takes nothing more, as when the process dies at once.
+    let memory = vault_of(&states);
+    drop(states);
+    let mut without_file = CapturedStates::open(Some(memory), None).unwrap();
+    without_file.save("e", b"two").unwrap();
+    without_file.save("f", b"three").unwrap();
+    let memory = vault_of(&without_file);
+    let (holder, _) = open(&path);
+    let mut next = CapturedStates::open(Some(memory.try_clone().unwrap()), Some(&path)).expect("does not look at a file that is held");
+    assert_eq!(next.load("e").state.as_deref(), Some(&b"two"[..]));
+    drop(holder);
+    assert!(next.file().unwrap().flush(PATIENCE));
+    drop(next);
+    assert_eq!((found(&path, "e").as_deref(), found(&path, "f").as_deref()), (Some(&b"two"[..]), Some(&b"three"[..])));
+    // Nothing is written that is there.
+    let next = CapturedStates::open(Some(memory.try_clone().unwrap()), Some(&path)).unwrap();
+    assert!(next.file().unwrap().flush(PATIENCE));
+    assert_eq!(next.file().unwrap().state().transactions, 0);
+    drop(next);
+    // A file that cannot be used is told then, and another one has all.
+    std::fs::write(&path, "no store at all").unwrap();
+    let mut next = CapturedStates::open(Some(memory), Some(&path)).unwrap();
+    assert!(next.file().unwrap().flush(PATIENCE));
+    let refused = next.take_file_refused().expect("told");
+    assert!(refused.aside.unwrap().exists());
+    assert!(next.take_file_refused().is_none(), "once");
+    drop(next);
+    assert_eq!((found(&path, "e").as_deref(), found(&path, "f").as_deref()), (Some(&b"two"[..]), Some(&b"three"[..])));
 }

@@ -1,7 +1,7 @@
 //! The preload library that the program carries in itself (thesis §4.1), and putting it where applications can load it.
 
 use std::ffi::{OsStr, OsString};
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -42,7 +42,19 @@ pub(crate) fn install(directory: &Path) -> anyhow::Result<PathBuf> {
 
 /// Whether the file is the library of this very program.
 pub(crate) fn is_current(path: &Path) -> bool {
-    std::fs::read(path).is_ok_and(|content| content == LIBRARY)
+    // In pieces: each start of an ARMOR compares, and memory for the whole of it costs more than reading it.
+    let same = || -> std::io::Result<bool> {
+        let mut file = std::fs::File::open(path)?;
+        let (mut piece, mut rest) = ([0; 32 << 10], LIBRARY);
+        loop {
+            let got = file.read(&mut piece)?;
+            match rest.split_at_checked(got) {
+                Some((expected, after)) if got > 0 && *expected == piece[..got] => rest = after,
+                _ => return Ok(got == 0 && rest.is_empty()),
+            }
+        }
+    };
+    same().unwrap_or(false)
 }
 
 /// LD_PRELOAD with `library` at its end, once.

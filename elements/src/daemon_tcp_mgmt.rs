@@ -31,6 +31,8 @@ use crate::operations::{ArmorAttach, ArmorLocation, DaemonHello, DaemonRegister,
 const MAX_LINKS: usize = 1024;
 /// Most daemons remembered; those without a link are forgotten first.
 const MAX_PEERS: usize = 4096;
+/// Most daemons whose address outlives this process; the others' are asked for again.
+const KEPT_PEERS: usize = 256;
 /// Most ARMORs whose daemon is remembered.
 const MAX_LOCATIONS: usize = 65_536;
 /// How long a message may wait for its way.
@@ -169,11 +171,17 @@ impl Element for DaemonTcpMgmt {
     }
 
     fn capture(&self) -> Option<Vec<u8>> {
-        rmp_serde::to_vec(&self.listening?).ok()
+        let peers = self.peers.iter().filter(|(armor, _)| **armor != ArmorId::FTM);
+        let known = peers.filter_map(|(armor, peer)| Some((*armor, &peer.name, peer.address.as_ref()?)));
+        rmp_serde::to_vec(&(self.listening?, known.take(KEPT_PEERS).collect::<Vec<_>>())).ok()
     }
 
     fn restore(&mut self, state: &[u8]) -> Result<(), String> {
-        let address: SocketAddr = rmp_serde::from_slice(state).map_err(|error| error.to_string())?;
+        let (address, peers): (SocketAddr, Vec<(ArmorId, String, String)>) = rmp_serde::from_slice(state).map_err(|error| error.to_string())?;
+        // What waits for them need not wait for the FTM too; that is asked all the same.
+        for (armor, name, address) in peers.into_iter().filter(|(armor, ..)| *armor != ArmorId::FTM).take(KEPT_PEERS) {
+            self.peers.insert(armor, Peer { name, address: Some(address), ..Peer::default() });
+        }
         // Another address in the composition wins; a port of the kernel's choice stays the one that it chose.
         if self.config.listen.ip() == address.ip() && [0, address.port()].contains(&self.config.listen.port()) {
             self.listening = Some(address);
@@ -417,7 +425,10 @@ impl DaemonTcpMgmt {
         let pause = peer.backoff.pause();
         let handle = context.handle::<Self>();
         context.spawn(async move {
-            tokio::time::sleep(pause).await;
+            // Even a sleep of no time waits for the next whole millisecond.
+            if !pause.is_zero() {
+                tokio::time::sleep(pause).await;
+            }
             let connected = tokio::time::timeout(CONNECT_WITHIN, TcpStream::connect(&address)).await;
             let connected = connected.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
             handle.call(|element, context| match connected {
@@ -498,8 +509,12 @@ impl DaemonTcpMgmt {
         }
         let peer = self.peers.entry(hello.armor).or_default();
         peer.name = hello.name;
+        let known = peer.address.clone();
         if !hello.address.is_empty() && (hello.armor != ArmorId::FTM || peer.address.is_none()) {
             peer.address = Some(hello.address);
+        }
+        if peer.address != known {
+            context.state_changed();
         }
         peer.link = Some((id, link));
         peer.backoff.reset();
@@ -669,6 +684,21 @@ mod tests {
         assert_eq!(dials(&effects), 1);
         assert_eq!(element.next_hop(ArmorId(70)), Some(ArmorId(7)));
         assert_eq!(element.waiting.len(), 2);
+    }
+
+    #[test]
+    fn where_daemons_are_outlives_the_process_so_that_its_next_life_dials_them_at_once() {
+        let (setup, mut element, mut effects) = (setup(), element(), Vec::new());
+        element.listening = Some(SocketAddr::from(([127, 0, 0, 1], 4000)));
+        let location = ArmorLocation { armor: ArmorId(7), daemon: ArmorId(7), address: "127.0.0.1:2".into() };
+        element.location(&location, &mut Context::detached(&setup, None, &mut effects));
+        let mut next = self::element();
+        next.restore(&element.capture().expect("a state")).expect("works");
+        next.keep(ArmorId(7), encoded(ArmorId(7)), &mut Context::detached(&setup, None, &mut effects));
+        assert_eq!(dials(&effects), 1);
+        assert_eq!(questions(&effects), [ArmorId(7)], "it may have moved");
+        assert_eq!(next.listening, element.listening);
+        assert!(self::element().restore(b"").is_err());
     }
 
     #[test]

@@ -98,10 +98,6 @@ impl Element for StateCapture {
     fn start(&mut self, context: &mut Context<'_>) -> Result<(), String> {
         self.keep();
         self.keeping.watch(context, |_: &mut Self, _, _| {}, Self::keep);
-        if let Some(FileRefused { reason, aside }) = self.states.take_file_refused() {
-            let aside = aside.map_or_else(|error| error, |aside| aside.display().to_string());
-            context.event(Event::new("state-file-refused").with("reason", reason).with("kept_as", aside));
-        }
         for refused in self.states.take_nobodys() {
             context.event(Event::new("state-refused").with("element", refused.element).with("reason", refused.reason));
         }
@@ -180,6 +176,10 @@ impl StateCapture {
 
     /// How the writing to disk goes.
     fn look(&mut self, context: &mut Context<'_>) {
+        if let Some(FileRefused { reason, aside }) = self.states.take_file_refused() {
+            let aside = aside.map_or_else(|error| error, |aside| aside.display().to_string());
+            context.event(Event::new("state-file-refused").with("reason", reason).with("kept_as", aside));
+        }
         let Some(state) = self.states.file().map(armor_core::capture::StateFile::state) else { return };
         match &state.trouble {
             Some(reason) if !self.trouble_told => {

@@ -108,6 +108,8 @@ struct Desk {
     /// The newest state of each element, written or not: a file that is begun anew gets all of them.
     states: BTreeMap<String, Handed>,
     trouble: Option<String>,
+    /// A file that the thread had to put aside.
+    refused: Option<FileRefused>,
     transactions: u64,
     /// What is in the file is not to come back.
     clear: bool,
@@ -150,16 +152,36 @@ impl StateFile {
                 None
             }
         };
-        let shared = Arc::new(Shared { desk: Mutex::new(desk), changed: Condvar::new() });
-        let writer = Writer { shared: Arc::clone(&shared), path: path.to_owned(), database, slots };
-        let writer = std::thread::Builder::new().name("state-file".to_owned()).spawn(move || writer.run());
-        let writer = writer.map_err(|source| FileError::Thread { path: path.to_owned(), source })?;
+        let file = StateFile::begin(path, desk, database, slots)?;
         let found = FileFound {
             kept: found.slots.into_iter().map(|(_, kept)| kept).collect(),
             refused: found.refused,
             file_refused: found.file_refused,
         };
-        Ok((StateFile { shared, writer: Some(writer), path: path.to_owned() }, found))
+        Ok((file, found))
+    }
+
+    /// A file in which nothing is looked for: all that was ever saved in it is known already, and is saved again. So nobody waits for a disk: the
+    /// thread opens it. What of it is refused is told by [`StateFile::take_refused`].
+    ///
+    /// # Errors
+    /// There is no thread.
+    pub fn behind_memory(path: &Path) -> Result<StateFile, FileError> {
+        StateFile::begin(path, Desk::default(), None, BTreeMap::new())
+    }
+
+    fn begin(path: &Path, desk: Desk, database: Option<Database>, slots: BTreeMap<String, u8>) -> Result<StateFile, FileError> {
+        let shared = Arc::new(Shared { desk: Mutex::new(desk), changed: Condvar::new() });
+        let writer = Writer { shared: Arc::clone(&shared), path: path.to_owned(), database, slots };
+        let writer = std::thread::Builder::new().name("state-file".to_owned()).spawn(move || writer.run());
+        let writer = writer.map_err(|source| FileError::Thread { path: path.to_owned(), source })?;
+        Ok(StateFile { shared, writer: Some(writer), path: path.to_owned() })
+    }
+
+    /// A file that could not be used when the thread opened it, once.
+    #[must_use]
+    pub fn take_refused(&self) -> Option<FileRefused> {
+        self.shared.desk().refused.take()
     }
 
     /// Where it is.
@@ -254,9 +276,9 @@ impl Writer {
     fn run(mut self) {
         let mut pause = None;
         loop {
-            let Some(batch) = self.next(pause.take()) else { return };
-            match self.write(&batch) {
-                Ok(()) => self.written(&batch),
+            let Some(mut batch) = self.next(pause.take()) else { return };
+            match self.write(&mut batch) {
+                Ok(transacted) => self.written(&batch, u64::from(transacted)),
                 Err(reason) => {
                     // After an error redb wants the file to be opened anew.
                     self.database = None;
@@ -292,13 +314,30 @@ impl Writer {
         }
     }
 
-    fn write(&mut self, batch: &Batch) -> Result<(), String> {
+    /// Whether there was anything to write.
+    fn write(&mut self, batch: &mut Batch) -> Result<bool, String> {
+        batch.states.iter_mut().for_each(|(_, handed)| handed.written = false);
         if self.database.is_none() {
-            let (opened, found) = open(&self.path, Instant::now());
+            let (opened, found) = open(&self.path, Instant::now() + LOCKED_FOR);
+            if let Some(refused) = found.file_refused {
+                self.shared.desk().refused.get_or_insert(refused);
+            }
             self.database = Some(opened.map_err(|refusal| refusal.reason(&self.path))?);
+            // What is there already need not be written again.
+            let is_there = |element: &str, handed: &Handed| {
+                found.slots.iter().any(|(_, kept)| {
+                    kept.element == element && kept.sequence == handed.sequence && handed.record.get(HEAD..) == Some(kept.state.as_slice())
+                })
+            };
+            if !batch.clear {
+                batch.states.iter_mut().for_each(|(element, handed)| handed.written = is_there(element, handed));
+            }
             self.slots = found.slots.into_iter().map(|(slot, kept)| (kept.element, slot)).collect();
         }
-        self.transaction(batch)
+        if !batch.clear && !batch.states.is_empty() && batch.states.iter().all(|(_, handed)| handed.written) {
+            return Ok(false);
+        }
+        self.transaction(batch).map(|()| true)
     }
 
     fn transaction(&mut self, batch: &Batch) -> Result<(), String> {
@@ -312,7 +351,7 @@ impl Writer {
                 if batch.clear {
                     states.retain(|_, _| false)?;
                 }
-                for (element, handed) in &batch.states {
+                for (element, handed) in batch.states.iter().filter(|(_, handed)| !handed.written) {
                     let slot = slots.get(element).map_or(0, |newest| 1 - newest);
                     states.insert((&**element, slot), &*handed.record)?;
                     slots.insert(element.clone(), slot);
@@ -325,11 +364,11 @@ impl Writer {
         Ok(())
     }
 
-    fn written(&self, batch: &Batch) {
+    fn written(&self, batch: &Batch, transactions: u64) {
         let mut desk = self.shared.desk();
         desk.trouble = None;
         desk.clear &= !batch.clear;
-        desk.transactions += 1;
+        desk.transactions += transactions;
         for (element, written) in &batch.states {
             if let Some(handed) = desk.states.get_mut(element).filter(|handed| handed.sequence == written.sequence) {
                 handed.written = true;
