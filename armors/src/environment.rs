@@ -249,7 +249,11 @@ impl ArmorDirectory {
         self.pid()
     }
 
-    fn prepare(&self) -> anyhow::Result<()> {
+    /// Makes the directory.
+    ///
+    /// # Errors
+    /// When it cannot be made, is somebody else's, or its path is too long.
+    pub(crate) fn prepare(&self) -> anyhow::Result<()> {
         create_owned(&self.path)?;
         let longest = self.path.join(armor_proto::hookup::CLIENT_SOCKET);
         if longest.as_os_str().len() > 107 {

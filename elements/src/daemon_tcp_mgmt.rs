@@ -3,14 +3,18 @@
 //! Purpose: keeps the table daemon-id → address, filled on demand from the FTM; keeps links open once they are established;
 //! routes messages to remote daemons; accepts links. The first frame of a link, both ways, is `MSG_DAEMON_HELLO`.
 //! Subscribes: `MSG_ROUTE`, `MSG_ARMOR_LOCATION`, `MSG_DAEMON_REGISTERED`, `MSG_ARMOR_ATTACH`, `MSG_NODE_FAILED`, `MSG_LINK_QUERY`.
-//! Emits: `MSG_DAEMON_REGISTER` (acknowledged), `MSG_LOCATE_ARMOR`, `MSG_LINK_LOST` (to the FTM), `MSG_LINK_STATE` (to this ARMOR).
+//! Emits: `MSG_DAEMON_REGISTER` (acknowledged), `MSG_LOCATE_ARMOR`, `MSG_LINK_LOST` (to the FTM), `MSG_LINK_STATE`, `MSG_LINK_UP` (to this ARMOR).
 //! Configuration: `listen`, `ftm` (absent in the FTM's own composition), `advertise`; see [`Config`].
+//!
+//! The listener outlives the process in the vault: links to a daemon that is being started again wait there, and one that is dialled is refused only when
+//! its vault is dead too.
 //!
 //! Invariants: a destination that is not reachable now has its messages kept within the bounds of [`Waiting`], then
 //! dropped; a frame is not sent back to where it came from unless the FTM says so.
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::{Duration, Instant};
 
 use armor_core::context::{Context, Routed};
@@ -24,8 +28,9 @@ use bytes::BytesMut;
 use serde::Deserialize;
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::endpoints::Keeping;
 use crate::links::{Backoff, Closed, Link, LinkId, LinkOwner, Locations, Sent, Stream, Waiting, as_frame, encode, introduction, node_addresses};
-use crate::operations::{ArmorAttach, ArmorLocation, DaemonHello, DaemonRegister, DaemonRegistered, LinkLost, LinkQuery, LinkState, LocateArmor, NodeFailed};
+use crate::operations::{ArmorAttach, ArmorLocation, DaemonHello, DaemonRegister, DaemonRegistered, LinkLost, LinkQuery, LinkState, LinkUp, LocateArmor, NodeFailed};
 
 /// Most links at once, those that have not said who they are included.
 const MAX_LINKS: usize = 1024;
@@ -35,6 +40,8 @@ const MAX_PEERS: usize = 4096;
 const KEPT_PEERS: usize = 256;
 /// Most ARMORs whose daemon is remembered.
 const MAX_LOCATIONS: usize = 65_536;
+/// Key of the listener in the vault.
+const LISTENER: &str = "listener";
 /// How long a message may wait for its way.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
 /// How long a peer may take to say who it is.
@@ -50,6 +57,10 @@ pub struct DaemonTcpMgmt {
     config: Config,
     name: String,
     listening: Option<SocketAddr>,
+    keeping: Keeping,
+    /// The listener of an earlier life, until this one starts; then the present one. The vault has it too, so that whoever dials a daemon that is
+    /// just being started again is connected at once, and sees that its node is alive.
+    listener: Option<OwnedFd>,
     peers: HashMap<ArmorId, Peer>,
     links: HashMap<LinkId, Held>,
     next_link: LinkId,
@@ -113,6 +124,7 @@ impl Element for DaemonTcpMgmt {
         if config.ftm.is_some() && setup.armor == ArmorId::FTM {
             return Err("this ARMOR is the FTM itself: remove the key ftm".to_owned());
         }
+        let (keeping, mut handed) = Keeping::open(setup, Self::NAME)?;
         let mut peers = HashMap::new();
         if let Some(ftm) = &config.ftm {
             peers.insert(ArmorId::FTM, Peer { name: "ftm".to_owned(), address: Some(ftm.clone()), ..Peer::default() });
@@ -121,6 +133,8 @@ impl Element for DaemonTcpMgmt {
             config,
             name: setup.name.clone(),
             listening: None,
+            listener: handed.take(LISTENER),
+            keeping,
             peers,
             links: HashMap::new(),
             next_link: 0,
@@ -146,12 +160,21 @@ impl Element for DaemonTcpMgmt {
             .emits::<LocateArmor>()
             .emits::<LinkLost>()
             .emits::<LinkState>()
+            .emits::<LinkUp>()
             .emits::<SendReliable>();
     }
 
     fn start(&mut self, context: &mut Context<'_>) -> Result<(), String> {
         // Peers know the address of the earlier life.
-        let listener = listen(self.listening.unwrap_or(self.config.listen))?;
+        let wanted = self.listening.unwrap_or(self.config.listen);
+        let listener = match self.listener.take().and_then(|kept| still_listens(kept, wanted)) {
+            Some(listener) => listener,
+            None => listen(wanted)?,
+        };
+        let kept = listener.as_fd().try_clone_to_owned().map_err(|error| error.to_string())?;
+        self.keeping.keep(LISTENER, kept.as_fd());
+        self.keeping.watch(context, |_, _, _| {}, Self::keep_again);
+        self.listener = Some(kept);
         let address = listener.local_addr().map_err(|error| error.to_string())?;
         self.listening = Some(address);
         context.state_changed();
@@ -189,6 +212,10 @@ impl Element for DaemonTcpMgmt {
         Ok(())
     }
 
+    fn stop(&mut self, _: &mut Context<'_>) {
+        self.keeping.ended();
+    }
+
     fn status(&self) -> serde_json::Value {
         let peers: Vec<serde_json::Value> = self
             .peers
@@ -213,6 +240,11 @@ impl Element for DaemonTcpMgmt {
 
 // Routing.
 impl DaemonTcpMgmt {
+    /// Another vault keeps nothing yet.
+    fn keep_again(&mut self) {
+        self.keeping.keep_some(LISTENER, self.listener.as_ref());
+    }
+
     fn route(&mut self, _: &Route, context: &mut Context<'_>) {
         let Some(destination) = context.routed_to() else { return };
         let own = context.armor();
@@ -353,6 +385,9 @@ impl DaemonTcpMgmt {
 
     fn link_query(&mut self, query: &LinkQuery, context: &mut Context<'_>) {
         let link = self.peers.get(&query.peer).and_then(|peer| peer.link.as_ref()).map(|(_, link)| link);
+        // A listener that its vault keeps has taken this one, and the daemon has yet to come back.
+        let dialled = || self.links.values().find(|held| held.peer.is_none() && held.dialled == Some(query.peer)).map(|held| &held.link);
+        let link = link.or_else(dialled);
         let acknowledged = link.and_then(Link::acknowledged);
         let state = LinkState {
             peer: query.peer,
@@ -526,6 +561,7 @@ impl DaemonTcpMgmt {
         }
         context.event(up);
         self.flush_towards(hello.armor, context);
+        context.send_to(context.armor(), LinkUp { peer: hello.armor });
     }
 
     fn registration(&self, armor: ArmorId, local: Option<SocketAddr>) -> DaemonRegister {
@@ -608,6 +644,15 @@ impl LinkOwner for DaemonTcpMgmt {
             self.locations.forget_daemon(armor);
         }
     }
+}
+
+/// The listener of an earlier life, if it is the one that is wanted.
+fn still_listens(kept: OwnedFd, wanted: SocketAddr) -> Option<TcpListener> {
+    let listener = std::net::TcpListener::from(kept);
+    let address = listener.local_addr().ok().filter(|address| address.ip() == wanted.ip() && [0, address.port()].contains(&wanted.port()))?;
+    listener.set_nonblocking(true).ok()?;
+    tracing::debug!(%address, "the listener for links was kept");
+    TcpListener::from_std(listener).ok()
 }
 
 fn listen(address: SocketAddr) -> Result<TcpListener, String> {

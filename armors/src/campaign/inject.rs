@@ -53,8 +53,7 @@ pub(crate) fn inject(cell: Cell, stage: &Stage, load: &mut Load, draw: &mut Draw
     let injected = match cell.target {
         Target::Link => link(cell, stage, draw)?,
         Target::Node => {
-            let (at_ns, at_unix_ms) = now();
-            stage.kill_node()?;
+            let (at_ns, at_unix_ms) = stage.kill_node(now)?;
             Injected { at_ns, at_unix_ms, victim: None, cut_ms: None }
         }
         target => {

@@ -302,24 +302,27 @@ impl Stage {
     ///
     /// # Errors
     /// When there is nothing.
-    pub(crate) fn kill_node(&self) -> anyhow::Result<()> {
+    pub(crate) fn kill_node<T>(&self, now: impl FnOnce() -> T) -> anyhow::Result<T> {
         let directory = self.base.armor(SERVER_NODE);
         let node = directory.path();
-        // The vault and the daemon first: what they start is stopped in the second round.
-        let mut stopped = Vec::new();
-        for _ in 0..2 {
-            for pid in processes_below(node) {
-                let _ = kill_process(pid, Signal::STOP);
-                stopped.push(pid);
-            }
-        }
+        let mut stopped = processes_below(node);
         if stopped.is_empty() {
             bail!("nothing runs on {SERVER_NODE}");
+        }
+        // The looking takes longer than the hitting.
+        let at = now();
+        // The vault and the daemon first: what they start is stopped in the second round.
+        for pid in &stopped {
+            let _ = kill_process(*pid, Signal::STOP);
+        }
+        for pid in processes_below(node) {
+            let _ = kill_process(pid, Signal::STOP);
+            stopped.push(pid);
         }
         for pid in stopped {
             let _ = kill_process(pid, Signal::KILL);
         }
-        Ok(())
+        Ok(at)
     }
 
     /// Events that were told since the last call. Nothing while the FTM is away.

@@ -67,13 +67,14 @@ impl Start {
             None => Base::of(&Place { run_dir: None })?.armor(&name).path().to_path_buf(),
         };
         let directory = ArmorDirectory::at(&name, run_dir);
-        self.under_vault(&directory)?;
+        let hooks_up = composition.elements().iter().any(|element| element.starts_with("APP_COMM_"));
+        self.under_vault(&directory, hooks_up)?;
         if self.restore && composition.kind() == "ftm" {
             self.listen_where_it_was(&directory);
             composition = self.composition()?;
         }
         let claim = directory.claim()?;
-        if composition.elements().iter().any(|element| element.starts_with("APP_COMM_")) {
+        if hooks_up {
             library_in_environment(&directory)?;
         }
         log::to_stderr();
@@ -99,12 +100,17 @@ impl Start {
     }
 
     /// Sees to it that this process runs under the vault that it should have; if not it becomes another one and does not come back.
-    fn under_vault(&self, directory: &ArmorDirectory) -> anyhow::Result<()> {
+    fn under_vault(&self, directory: &ArmorDirectory, hooks_up: bool) -> anyhow::Result<()> {
         let present = std::env::var_os(ENV_VAULT);
         let own = present.as_deref() == Some(directory.vault_socket().as_os_str());
         // An installed ARMOR is watched by its daemon; what it keeps it keeps in the vault of its node.
         if own || self.daemon.is_some() {
             return Ok(());
+        }
+        if hooks_up && directory.pid().is_none() && directory.vault().is_none() {
+            // A vault that has it gives it to all lives of its ARMOR, so that none has to execute itself once more.
+            directory.prepare()?;
+            library_in_environment(directory)?;
         }
         if !self.no_vault {
             let program = std::env::current_exe().context("the path of the armor program is unknown")?;

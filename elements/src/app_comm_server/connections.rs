@@ -264,6 +264,10 @@ impl Proxy for AppCommServer {
         self.servers.get_mut(&id).map(|server| &mut server.port)
     }
 
+    fn connections(&self) -> Vec<ConnectionId> {
+        self.servers.keys().copied().collect()
+    }
+
     fn other_end(&self, id: ConnectionId) -> ArmorId {
         self.servers.get(&id).map_or(ArmorId::NONE, |server| server.port.note.other_end)
     }

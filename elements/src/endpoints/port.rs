@@ -87,6 +87,8 @@ pub trait End {
     fn poll_timeout(&self) -> Option<Instant>;
     /// See `ClientEnd::handle_timeout`.
     fn handle_timeout(&mut self, now: Instant);
+    /// See `ClientEnd::path_is_back`.
+    fn path_is_back(&mut self);
 }
 
 macro_rules! end {
@@ -153,6 +155,9 @@ macro_rules! end {
             }
             fn poll_timeout(&self) -> Option<Instant> {
                 <$end>::poll_timeout(self)
+            }
+            fn path_is_back(&mut self) {
+                <$end>::path_is_back(self);
             }
             fn handle_timeout(&mut self, now: Instant) {
                 <$end>::handle_timeout(self, now);

@@ -14,11 +14,12 @@ use armor_proto::ids::{ArmorId, ConnectionId};
 use armor_proto::message::Message;
 use bytes::Bytes;
 
+use super::AT_ONCE;
 use super::crowd::{self, Crowd};
 use super::port::{End, Port, Turn};
 use super::remembered::Remembered;
 use super::unread_byte::Whereabouts;
-use crate::operations::{AppcommAck, AppcommConnectReply, AppcommData, AppcommReplay, AppcommReset, AppcommServerConnectRequest};
+use crate::operations::{AppcommAck, AppcommConnectReply, AppcommData, AppcommReplay, AppcommReset, AppcommServerConnectRequest, LinkUp};
 
 /// What an application is told that has read to the end of a connection's stream: one that was not reset was closed.
 #[must_use]
@@ -35,6 +36,9 @@ pub trait Proxy: Element {
 
     /// The end of a connection, and its socket.
     fn port(&mut self, id: ConnectionId) -> Option<&mut Port<Self::End>>;
+
+    /// All connections, in any order.
+    fn connections(&self) -> Vec<ConnectionId>;
 
     /// Where the other end is.
     fn other_end(&self, id: ConnectionId) -> ArmorId;
@@ -142,6 +146,29 @@ pub trait Proxy: Element {
     /// A timer of a connection has run out.
     fn time_is_up(&mut self, id: ConnectionId, context: &mut Context<'_>) {
         self.with(id, context, |port, now| port.timeout(now));
+    }
+
+    /// `MSG_LINK_UP`: what was on its way to other nodes may be lost, so it is asked for, or said again, now.
+    fn link_up(&mut self, _: &LinkUp, context: &mut Context<'_>) {
+        // Behind which daemon an ARMOR is, its daemon may have forgotten with the link. Ends that miss nothing say nothing.
+        let own = context.armor();
+        let elsewhere = self.connections().into_iter().filter(|id| self.other_end(*id) != own).collect();
+        self.paths_are_back(elsewhere, context);
+    }
+
+    /// Tells the ends that their way is open; others have a turn before the rest.
+    fn paths_are_back(&mut self, mut ids: Vec<ConnectionId>, context: &mut Context<'_>) {
+        let rest = ids.split_off(ids.len().min(AT_ONCE));
+        for id in ids {
+            self.with(id, context, |port, _| port.end.path_is_back());
+        }
+        if !rest.is_empty() {
+            let handle = context.handle::<Self>();
+            context.spawn(async move {
+                tokio::task::yield_now().await;
+                handle.call(|element, context| element.paths_are_back(rest, context));
+            });
+        }
     }
 
     /// `MSG_APPCOMM_DATA`: bytes from the other end.

@@ -523,6 +523,15 @@ impl ClientEnd {
         }
     }
 
+    /// The way to the server's end is open again after it was lost, with what was on it: what has no answer yet is said again now, not when
+    /// its timer runs out.
+    pub fn path_is_back(&mut self) {
+        match &mut self.connecting {
+            Some(connecting) => (connecting.due, connecting.wait) = (true, self.session.config.retransmit_first),
+            None => self.session.path_is_back(),
+        }
+    }
+
     /// The next record for the server's end, with its payload.
     pub fn poll_transmit(&mut self, now: Instant) -> Option<(Record, Bytes)> {
         if self.connecting.as_ref().is_some_and(|connecting| connecting.due) {

@@ -154,6 +154,11 @@ impl Receiver {
         self.ack_now = true;
     }
 
+    /// What was asked for on a way that is lost may be asked for again at once.
+    pub(crate) fn path_is_back(&mut self) {
+        self.asked = None;
+    }
+
     /// Takes what [`Receiver::admit`] has left of a piece.
     pub(crate) fn enqueue(&mut self, payload: Bytes, now: Instant) {
         let length = payload.len() as u64;

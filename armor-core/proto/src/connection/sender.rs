@@ -330,6 +330,17 @@ impl Sender {
         self.probe = true;
     }
 
+    /// The way to the peer is open again, and what was on it may be lost: the peer is asked what it has.
+    pub(crate) fn path_is_back(&mut self) {
+        self.resent = None;
+        if self.outstanding() {
+            // Said again with the next frame, if the peer has not acknowledged it.
+            self.fin_sent = self.fin_acked;
+            self.wait = self.first_wait();
+            self.probe = true;
+        }
+    }
+
     /// The peer was heard.
     pub(crate) fn heard(&mut self) {
         self.probing = false;

@@ -397,6 +397,14 @@ impl ServerEnd {
         Ok(())
     }
 
+    /// See `ClientEnd::path_is_back`.
+    pub fn path_is_back(&mut self) {
+        match &mut self.asking {
+            Some(asking) => (asking.due, asking.wait) = (true, self.session.config.retransmit_first),
+            None => self.session.path_is_back(),
+        }
+    }
+
     /// The next record for the client's end, with its payload.
     pub fn poll_transmit(&mut self, now: Instant) -> Option<(Record, Bytes)> {
         if self.reply_due {

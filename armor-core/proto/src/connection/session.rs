@@ -373,6 +373,19 @@ impl Session {
         }
     }
 
+    /// The way to the peer is open again: what waits for an answer that may be lost does not wait for its timer.
+    pub(crate) fn path_is_back(&mut self) {
+        match &mut self.course {
+            Course::Open if self.open => {
+                self.sender.path_is_back();
+                self.receiver.path_is_back();
+            }
+            Course::Finished { .. } => self.receiver.ack_soon(),
+            Course::Resetting { due, .. } => *due = true,
+            _ => {}
+        }
+    }
+
     /// Says a reset again to a peer that has not heard it.
     pub(crate) fn repeat_reset(&mut self) {
         if let Course::Resetting { due, .. } = &mut self.course {
