@@ -19,11 +19,16 @@ const AGAIN: Duration = Duration::from_millis(50);
 
 /// Says that this ARMOR is alive, for ever.
 pub(crate) async fn watch(directory: ArmorDirectory) {
-    let keeper = match Keeper::connect(&directory.vault_socket(), &directory.name) {
-        Ok((keeper, _)) => keeper,
+    let keeper = match Keeper::unconnected(&directory.vault_socket(), &directory.name) {
+        Ok(keeper) => keeper,
         Err(error) => return tracing::error!(%error, "nobody watches this ARMOR"),
     };
     let mut replacements: Vec<Child> = Vec::new();
+    if let Err(error) = keeper.reconnect() {
+        // It may have died while this ARMOR was starting.
+        tracing::warn!(%error, "another vault is started");
+        replace(&keeper, &directory, &mut replacements).await;
+    }
     loop {
         if let Err(error) = keeper.alive() {
             tracing::warn!(%error, "another vault is started");

@@ -136,10 +136,27 @@ fn a_vault_that_dies_is_replaced_and_keeps_everything_again() {
             let text = std::fs::read_to_string(environment.directory("node1").join("vault.pid")).ok()?;
             text.trim().parse::<i32>().ok().filter(|pid| *pid != vault && environment::lives(*pid))
         });
-        // Both comm elements, the overseer and the captured states; before that the death of the daemon would be the death of the node.
-        environment.wait_for("everything to be kept again", || (environment.events("kept-anew").len() >= kept + 4).then_some(()));
+        // Both comm elements, the overseer, the links and the captured states; before that the death of the daemon would be the death of the node.
+        environment.wait_for("everything to be kept again", || (environment.events("kept-anew").len() >= kept + 5).then_some(()));
         environment.kill_armor("node1");
     }
     finishes_identical(&environment, &mut client);
     assert_eq!(environment.pid("echo"), Some(server), "the server was not started again");
+}
+
+#[test]
+fn what_was_being_stopped_when_its_daemon_died_is_ended_by_the_next_life() {
+    let environment = Environment::up();
+    let deaf = "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('deaf', flush=True)\nwhile True: time.sleep(1)";
+    environment.launch("deaf", &["--wait", "0"], &["python3", "-c", deaf]);
+    environment.wait_for("the program", || environment.log("deaf").contains("deaf").then_some(()));
+    let process = environment.pid("deaf").unwrap();
+    let mut stop = environment.armor(&["stop", "deaf"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    // SIGTERM comes after the capture; a program that ignores it shows it as ignored and no longer pending, so the status of the ARMOR is asked.
+    environment.wait_for("the stop", || environment.application("deaf").filter(|row| row["stopping"] == true));
+    environment.kill_armor("node1");
+    environment.wait_for("its end", || (!environment::lives(process)).then_some(()));
+    environment.wait_for("its state", || environment.application("deaf").filter(|row| row["state"] == "ended"));
+    assert_eq!(environment.events("application-failed").len(), 0);
+    let _ = stop.wait();
 }

@@ -3,7 +3,7 @@
 //! Purpose: reserves what applications bind, registers the servers that listen, connects clients to their listeners, and puts
 //! connections back when a server's process fails: its address is recognised, the clients replay their connect requests, the
 //! stream goes on (thesis §4.5.1).
-//! Subscribes: `MSG_APP_STARTED`, `MSG_APP_FAILED`, `MSG_APP_STANDBY_STARTED`, `MSG_APP_STANDBY_ENDED`, `MSG_APP_TAKE_OVER`, `MSG_APP_FENCED`,
+//! Subscribes: `MSG_APP_STARTED`, `MSG_APP_FAILED`, `MSG_APP_IS_OVER`, `MSG_APP_STANDBY_STARTED`, `MSG_APP_STANDBY_ENDED`, `MSG_APP_TAKE_OVER`, `MSG_APP_FENCED`,
 //! `MSG_APP_SERVER_REGISTERED`, `MSG_APPCOMM_SERVER_CONNECT_REQUEST`,
 //! `MSG_APPCOMM_DATA`, `MSG_APPCOMM_ACK`, `MSG_APPCOMM_RESET`, `MSG_STATE_MEMORY`, `MSG_LINK_UP`.
 //! Emits: `MSG_APP_HUNG`, `MSG_APP_REGISTER_SERVER`, `MSG_APP_UNREGISTER_SERVER`, `MSG_APPCOMM_REPLAY_CONNECT`, `MSG_APPCOMM_CONNECT_REPLY`,
@@ -165,6 +165,7 @@ impl Element for AppCommServer {
         operations
             .on(Self::application_started)
             .on(Self::application_failed)
+            .on(Self::application_is_over)
             .on(Self::standby_started)
             .on(Self::standby_ended)
             .on(Self::take_over)

@@ -197,7 +197,7 @@ impl Element for AppOversight {
             .map(|app| {
                 serde_json::json!({
                     "name": app.spec.name, "state": app.state, "pid": app.pid, "restarts": app.restarts,
-                    "incarnation": app.incarnation.0, "log": self.log(&app.spec.name), "command": app.spec.command, "standbys": app.standbys.status(app.spec.standby),
+                    "incarnation": app.incarnation.0, "stopping": app.stopping.is_some(), "log": self.log(&app.spec.name), "command": app.spec.command, "standbys": app.standbys.status(app.spec.standby),
                     "moved_from": app.moved_from,
                 })
             })
@@ -239,8 +239,11 @@ impl AppOversight {
         let spec = asked.spec.clone();
         let name = spec.name.clone();
         let asker = context.source();
+        self.make_room();
         let refusal = if let Err((_, reason)) = spec.check() {
             Some(reason)
+        } else if self.ending {
+            Some("this ARMOR is ending".to_owned())
         } else if self.applications.get(&name).is_some_and(|app| matches!(app.state, ApplicationState::Running | ApplicationState::Restarting)) {
             Some(format!("an application {name:?} is running already; `armor stop {name}` ends it"))
         } else if self.applications.len() >= MAX_APPLICATIONS && !self.applications.contains_key(&name) {
@@ -276,12 +279,26 @@ impl AppOversight {
             moved_from: None,
         };
         self.applications.insert(name.clone(), application);
+        if self.restored {
+            // It may have been started just before the death of this ARMOR, without a word.
+            self.end_leftovers(&name, context);
+        }
         match self.spawn(&name, context) {
             Ok(pid) => context.send_to(asker, AppLaunched { name, pid, error: String::new() }),
             Err(error) => {
                 self.applications.remove(&name);
                 context.send_to(asker, AppLaunched { name, pid: 0, error });
             }
+        }
+    }
+
+    /// One that is over makes room for another.
+    fn make_room(&mut self) {
+        let over = self.applications.iter().find(|(_, app)| !app.is_meant_to_run()).map(|(name, _)| name.clone());
+        if self.applications.len() >= MAX_APPLICATIONS
+            && let Some(name) = over
+        {
+            self.applications.remove(&name);
         }
     }
 
@@ -409,7 +426,7 @@ impl AppOversight {
         };
         context.event(Event::new(what).with("service", name).with("pid", pid).with("how", how));
         context.send_to(context.armor(), failure);
-        if let Some(asker) = stopping {
+        if let Some(asker) = stopping.filter(|asker| *asker != ArmorId::NONE) {
             context.send_to(asker, AppStopped { name: name.to_owned(), error: String::new() });
         }
         if restarting {
@@ -439,7 +456,10 @@ impl AppOversight {
         match self.applications.get_mut(&name) {
             Some(application) if application.state == ApplicationState::Running => {
                 application.stopping = Some(asker);
-                kill_group(application.pid, Signal::TERM);
+                context.state_changed();
+                let pid = application.pid;
+                // After the capture: what was to stop must not be started again by the next life of this ARMOR.
+                context.then(move || kill_group(pid, Signal::TERM));
                 context.timer(Duration::from_millis(self.config.stop_grace_ms), application.number << 1 | KILL);
                 self.end_standbys(&name, context);
             }

@@ -190,16 +190,17 @@ impl AppPlacement {
 
     fn report(&mut self, report: &AppReport, context: &mut Context<'_>) {
         let launch = report.launch;
+        let ended = !matches!(report.state, ApplicationState::Running | ApplicationState::Restarting);
         if let Some(message) = context.message() {
             let number = (message.source, message.id);
             if self.newest.get(&launch).is_some_and(|newest| overtaken(*newest, number)) {
                 return;
             }
-            if self.newest.len() < MAX_APPLICATIONS || self.newest.contains_key(&launch) {
+            let is_told_again = ended && !self.table.applications.contains_key(&launch);
+            if !is_told_again && (self.newest.len() < MAX_APPLICATIONS || self.newest.contains_key(&launch)) {
                 self.newest.insert(launch, number);
             }
         }
-        let ended = !matches!(report.state, ApplicationState::Running | ApplicationState::Restarting);
         let Some(placed) = self.table.applications.get_mut(&launch) else {
             if !ended {
                 self.enter(report, context);
@@ -207,11 +208,25 @@ impl AppPlacement {
             return;
         };
         context.state_changed();
-        if placed.overseer != report.overseer {
-            if placed.moving.as_ref().is_some_and(|moving| moving.overseer == report.overseer) {
-                // Its answer to the order is on its way.
-                return;
+        match placed.moving.clone().filter(|moving| !moving.installing) {
+            Some(moving) if moving.overseer == report.overseer => {
+                if !ended {
+                    // Its answer to the order is on its way.
+                    return;
+                }
+                (placed.node, placed.overseer, placed.moving) = (moving.to, moving.overseer, None);
             }
+            Some(moving) if ended && placed.overseer == report.overseer => {
+                // It was to end, and not to run elsewhere.
+                let left = Left { node: moving.to, overseer: moving.overseer, below: placed.next_epoch() };
+                placed.leave_behind(left);
+                placed.moving = None;
+                self.fence(launch, &left, context);
+            }
+            _ => {}
+        }
+        let Some(placed) = self.table.applications.get_mut(&launch) else { return };
+        if placed.overseer != report.overseer {
             if report.incarnation <= placed.incarnation {
                 if !ended {
                     let left = Left { node: ArmorId::of_name(&report.node), overseer: report.overseer, below: placed.incarnation };
@@ -224,6 +239,9 @@ impl AppPlacement {
             let left = Left { node: placed.node, overseer: placed.overseer, below: report.incarnation };
             placed.leave_behind(left);
             (placed.node, placed.overseer, placed.owner) = (ArmorId::of_name(&report.node), report.overseer, report.overseer);
+            // Or this one has taken it over after it was given up on.
+            placed.left.retain(|left| left.overseer != report.overseer);
+            placed.stranded = false;
             self.fence(launch, &left, context);
         }
         let Some(placed) = self.table.applications.get_mut(&launch) else { return };

@@ -142,6 +142,8 @@ impl Element for AppServerDb {
         // Whoever has not answered by now learns of the server when it answers again; its listen goes on.
         for waiting in self.waiting.iter_mut().filter(|waiting| waiting.version <= version) {
             for armor in std::mem::take(&mut waiting.missing) {
+                // It may be gone. When it answers after all, or asks again, it is told of what comes.
+                self.state.subscribers.remove(&armor);
                 context.event(Event::new("server-table-late").with("armor", armor));
             }
         }

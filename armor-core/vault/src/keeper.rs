@@ -96,10 +96,18 @@ impl Keeper {
     /// # Errors
     /// [`VaultError::Unreachable`], [`VaultError::Lost`] while it hands over, [`VaultError::NoRoom`], [`VaultError::Protocol`].
     pub fn connect(path: &Path, owner: &str) -> Result<(Keeper, Handed), VaultError> {
-        check(owner, OWNER_LIMIT)?;
-        let keeper = Keeper { vault: Some((path.to_owned(), owner.to_owned())), ..Keeper::none() };
+        let keeper = Keeper::unconnected(path, owner)?;
         let handed = keeper.reconnect()?;
         Ok((keeper, handed))
+    }
+
+    /// As one whose vault is lost: to be connected by [`Keeper::reconnect`].
+    ///
+    /// # Errors
+    /// [`VaultError::Name`].
+    pub fn unconnected(path: &Path, owner: &str) -> Result<Keeper, VaultError> {
+        check(owner, OWNER_LIMIT)?;
+        Ok(Keeper { vault: Some((path.to_owned(), owner.to_owned())), ..Keeper::none() })
     }
 
     /// For an ARMOR without a vault: every call does nothing.

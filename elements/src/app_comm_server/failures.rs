@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use armor_core::context::Context;
-use armor_core::events::Event;
+use armor_core::events::{Event, now_ms};
 use armor_proto::connection::ResetReason;
 use armor_proto::ids::ConnectionId;
 
@@ -17,7 +17,7 @@ use super::restored::socket_key;
 use super::timelines::Step;
 use super::{AppCommServer, Application};
 use crate::endpoints::{AT_ONCE, Ending, Proxy, is_exiting};
-use crate::operations::{AppFailed, AppStarted};
+use crate::operations::{AppFailed, AppIsOver, AppStarted};
 
 /// How many times longer than for a word a connection waits for the end of a process that is dying.
 const DYING: u32 = 20;
@@ -90,6 +90,21 @@ impl AppCommServer {
             self.applications.remove(&failed.name);
             self.rights.remove(&failed.name);
         }
+    }
+
+    /// It is said again by the next life of an ARMOR, for the case that this one had not heard it.
+    pub(super) fn application_is_over(&mut self, over: &AppIsOver, context: &mut Context<'_>) {
+        let Some(known) = self.applications.get(&over.name) else { return };
+        let failed = AppFailed {
+            name: over.name.clone(),
+            pid: known.pid,
+            incarnation: known.incarnation,
+            how: "ended while its ARMOR was away".to_owned(),
+            orderly: false,
+            restarting: false,
+            failed_at_ms: now_ms(),
+        };
+        self.application_failed(&failed, context);
     }
 
     /// The process behind connections is gone, in the lives that their sockets have. Those that need one are given up when none comes.

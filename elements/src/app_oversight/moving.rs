@@ -15,7 +15,7 @@ use rustix::process::Signal;
 use super::standby::Standbys;
 use super::{AppOversight, Application, MAX_APPLICATIONS, kill_group};
 use crate::operations::{
-    AppFence, AppFenceDone, AppFenced, AppOverseer, AppReport, AppTakeOver, AppTakenOver, ApplicationState, DaemonRegistered, LaunchId,
+    AppFence, AppFenceDone, AppFenced, AppOverseer, AppReport, AppStopped, AppTakeOver, AppTakenOver, ApplicationState, DaemonRegistered, LaunchId,
 };
 
 impl AppOversight {
@@ -26,14 +26,14 @@ impl AppOversight {
 
     /// The FTM knows this node (again): it is told of everything here.
     pub(super) fn registered(&mut self, registered: &DaemonRegistered, context: &mut Context<'_>) {
-        if registered.accepted {
+        if registered.accepted && !self.ending {
             self.report_all(context);
         }
     }
 
     pub(super) fn report_all(&self, context: &mut Context<'_>) {
-        let present = self.applications.values().filter(|app| app.is_meant_to_run());
-        let launches = present.map(|app| app.launch).collect();
+        // Those that are over too: they are not forgotten, as their reports say.
+        let launches = self.applications.values().map(|app| app.launch).collect();
         let labels = self.config.labels.clone();
         let there = AppOverseer { overseer: context.armor(), node: self.node.clone(), labels, launches };
         context.send_reliable(Message::to(ArmorId::FTM, there));
@@ -86,6 +86,7 @@ impl AppOversight {
         if self.ending {
             return Err("this ARMOR is ending".to_owned());
         }
+        self.make_room();
         if self.applications.len() >= MAX_APPLICATIONS && !self.applications.contains_key(&spec.name) {
             return Err(format!("{MAX_APPLICATIONS} applications are supervised here already"));
         }
@@ -112,6 +113,10 @@ impl AppOversight {
             moved_from: Some(order.moved_from.clone()).filter(|from| *from != self.node),
         };
         self.applications.insert(name.clone(), taken);
+        if self.restored {
+            // It may have been started just before the death of this ARMOR, without a word.
+            self.end_leftovers(&name, context);
+        }
         self.spawn(&name, context).map(drop).inspect_err(|error| {
             context.event(Event::new("application-not-started").with("service", &name).with("reason", error));
             self.applications.remove(&name);
@@ -133,6 +138,9 @@ impl AppOversight {
             }
             let told = Event::new("application-fenced").with("service", &fence.name).with("incarnation", application.incarnation.0);
             context.event(told.with("pid", application.pid).with("moved_to", &fence.moved_to));
+            if let Some(asker) = application.stopping.filter(|asker| *asker != ArmorId::NONE) {
+                context.send_to(asker, AppStopped { name: fence.name.clone(), error: String::new() });
+            }
             // Without it nobody hears of the end of its process, which is no failure.
             self.applications.remove(&fence.name);
             context.state_changed();
@@ -145,7 +153,7 @@ impl AppOversight {
 
 impl Application {
     /// Its process runs, or is to be started.
-    fn is_meant_to_run(&self) -> bool {
+    pub(super) fn is_meant_to_run(&self) -> bool {
         matches!(self.state, ApplicationState::Running | ApplicationState::Restarting)
     }
 

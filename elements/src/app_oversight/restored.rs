@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use armor_core::context::Context;
 use armor_core::events::Event;
 use armor_proto::hookup::{ENV_INSTANCE, ENV_RUN_DIR, ENV_SERVICE};
-use armor_proto::ids::Incarnation;
+use armor_proto::ids::{ArmorId, Incarnation};
 use armor_vault::Exited;
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
@@ -42,6 +42,8 @@ struct Captured {
     launch: LaunchId,
     epoch: Incarnation,
     moved_from: Option<String>,
+    /// It has been told to end.
+    stopping: bool,
 }
 
 /// What is captured of the element.
@@ -69,6 +71,7 @@ impl AppOversight {
                 launch: application.launch,
                 epoch: application.epoch,
                 moved_from: application.moved_from.clone(),
+                stopping: application.stopping.is_some(),
             })
             .collect();
         rmp_serde::to_vec(&CapturedElement { applications: captured, leaving: self.leaving.clone() }).ok()
@@ -78,11 +81,13 @@ impl AppOversight {
         let captured: CapturedElement = rmp_serde::from_slice(state).map_err(|error| error.to_string())?;
         self.leaving = captured.leaving;
         self.restored = true;
-        for Captured { spec, state, pid, born, incarnation, restarts, instance, standbys, launch, epoch, moved_from } in captured.applications {
+        for Captured { spec, state, pid, born, incarnation, restarts, instance, standbys, launch, epoch, moved_from, stopping } in captured.applications {
             let number = self.next_number;
             self.next_number += 1;
             let (name, pause) = (spec.name.clone(), Duration::from_millis(spec.backoff_ms));
-            let (started, failures, stopping, hung_at_ms) = (Instant::now(), VecDeque::new(), None, None);
+            let (started, failures, hung_at_ms) = (Instant::now(), VecDeque::new(), None);
+            // Who asked waits no more, or asks again.
+            let stopping = stopping.then_some(ArmorId::NONE);
             let taken = Application {
                 spec,
                 state,
@@ -118,6 +123,7 @@ impl AppOversight {
             match state {
                 ApplicationState::Running if born_at(pid) == Some(born) => {
                     self.adopt(&name, pid, context);
+                    self.end_again(&name, context);
                 }
                 ApplicationState::Running => {
                     // The next one may have been started already, without a word.
@@ -132,6 +138,14 @@ impl AppOversight {
                 ApplicationState::Ended | ApplicationState::GivenUp => context.send_to(context.armor(), AppIsOver { name: name.clone() }),
             }
             self.start_standby(&name, context);
+        }
+    }
+
+    /// What had been told to end is told so by this life of the ARMOR, with the time for it from now on.
+    fn end_again(&self, name: &str, context: &mut Context<'_>) {
+        if let Some(application) = self.applications.get(name).filter(|app| app.stopping.is_some()) {
+            kill_group(application.pid, Signal::TERM);
+            context.timer(Duration::from_millis(self.config.stop_grace_ms), application.number << 1 | super::KILL);
         }
     }
 

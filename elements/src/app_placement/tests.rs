@@ -43,12 +43,16 @@ impl Bench {
     }
 
     fn report(&mut self, armor: &str, placement: &str, incarnation: u32) {
+        self.reports(armor, placement, incarnation, ApplicationState::Running);
+    }
+
+    fn reports(&mut self, armor: &str, placement: &str, incarnation: u32, state: ApplicationState) {
         let spec = serde_json::json!({ "name": "web", "command": ["web"] });
         let mut spec: crate::operations::ApplicationSpec = serde_json::from_value(spec).unwrap();
         spec.placement = toml::from_str(placement).unwrap();
         let (overseer, at) = (node(armor), armor.split('/').next().unwrap().to_owned());
         let incarnation = Incarnation(incarnation);
-        let report = AppReport { overseer, node: at, launch: LAUNCH, spec, incarnation, restarts: 3, state: ApplicationState::Running };
+        let report = AppReport { overseer, node: at, launch: LAUNCH, spec, incarnation, restarts: 3, state };
         self.call(|element, context| element.report(&report, context));
     }
 
@@ -183,4 +187,37 @@ fn a_move_goes_on_after_the_death_of_the_ftm() {
     assert_eq!(bench.order(), (to, order.clone()), "the same order once more");
     bench.answers("b", &order, "");
     assert_eq!(bench.told("application-moved"), 1);
+}
+
+#[test]
+fn a_report_that_comes_before_the_answer_to_an_order_does_not_undo_it_also_at_home() {
+    let mut bench = Bench::new();
+    bench.report("a", "migrate = false", 4);
+    bench.fails("a");
+    // It comes back as a new one.
+    bench.there("a", &[]);
+    let (to, order) = bench.order();
+    assert_eq!(to, node("a"));
+    bench.report("a", "migrate = false", order.incarnation.0 + 1);
+    bench.answers("a", &order, "");
+    assert_eq!((bench.told("application-moved"), bench.told("take-over-failed")), (1, 0));
+    assert!(bench.element.table.applications[&LAUNCH].moving.is_none());
+}
+
+#[test]
+fn what_has_ended_is_not_taken_for_forgotten_and_a_move_of_it_is_undone() {
+    let mut bench = Bench::new();
+    bench.report("a", "", 4);
+    // Its daemon registers, and names all that it knows; what is over is reported behind that.
+    bench.there("a", &[LAUNCH]);
+    assert!(bench.sent::<AppTakeOver>().is_empty());
+    bench.reports("a", "", 4, ApplicationState::Ended);
+    assert!(bench.element.table.applications.is_empty());
+    bench.report("a", "", 5);
+    bench.fails("a");
+    let (to, order) = bench.order();
+    bench.reports("a", "", 6, ApplicationState::Ended);
+    assert!(bench.sent::<AppFence>().iter().any(|(armor, fence)| *armor == to && fence.below > order.incarnation));
+    bench.answers(if to == node("b") { "b" } else { "c" }, &order, "");
+    assert_eq!(bench.told("application-moved"), 0);
 }
