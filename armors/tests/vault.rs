@@ -324,3 +324,54 @@ fn without_a_vault_an_armor_is_the_process_that_was_started_and_knows_of_no_vaul
     let started = ByHand::start(&[], &[("ARMOR_VAULT", "/of/another/armor/vault.sock")]);
     assert_eq!(variable(started.pid(), "ARMOR_VAULT").as_deref(), started.path().join("vault.sock").to_str());
 }
+
+#[test]
+fn a_daemon_that_is_started_by_hand_finds_the_preload_library_in_its_environment_in_all_its_lives() {
+    let environment = Environment::up();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_armor"));
+    command.args(["start", "daemon", "--name", "node2", "--run-dir"]).arg(environment.directory("node2"));
+    let ftm = std::fs::read_to_string(environment.directory("ftm").join("tcp.addr")).unwrap();
+    command.args(["--set", &format!("daemon_tcp_mgmt.ftm={}", ftm.trim()), "--set", "daemon_tcp_mgmt.listen=127.0.0.1:0"]);
+    command.env_remove("ARMOR_VAULT").env_remove("ARMOR_SHIM_PATH").stdin(Stdio::null()).stderr(Stdio::null());
+    let mut vault = command.spawn().unwrap();
+    environment.wait_for("node2", || environment.directory("node2").join("ready").exists().then_some(()));
+    let library = environment.directory("node2").join("libarmor.so");
+    assert_eq!(variable(vault.id() as i32, "ARMOR_SHIM_PATH").as_deref(), library.to_str());
+    let next = environment.kill_armor("node2");
+    assert_eq!(variable(next, "ARMOR_SHIM_PATH").as_deref(), library.to_str());
+    // A process that has executed itself once more is called by the link that it did that through.
+    assert_eq!(std::fs::read_to_string(format!("/proc/{next}/comm")).unwrap(), "armor\n");
+    signal(vault.id() as i32, Signal::TERM);
+    assert_eq!(vault.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn links_to_a_daemon_that_is_away_wait_in_its_listener_and_its_node_has_not_failed() {
+    let environment = Environment::up();
+    let (vault, daemon) = (environment.process("node1", "vault.pid"), environment.process("node1", "pid"));
+    let address = std::fs::read_to_string(environment.directory("node1").join("tcp.addr")).unwrap();
+    let state = || state_of_node(&environment.status());
+    // Nobody starts the daemon again for now.
+    signal(vault, Signal::STOP);
+    kill(daemon);
+    environment.wait_for("the daemon's end", || (!lives(daemon)).then_some(()));
+    let mut link = std::net::TcpStream::connect(address.trim()).expect("the vault has the listener");
+    environment.wait_for("the FTM to miss it", || (state()? == "busy").then_some(()));
+    signal(vault, Signal::CONT);
+    let mut byte = [0];
+    std::io::Read::read_exact(&mut link, &mut byte).expect("the next life takes what has waited");
+    environment.wait_for("the FTM to hear it", || (state()? == "alive").then_some(()));
+    assert_eq!(environment.events("node-failed"), Vec::<serde_json::Value>::new());
+}
+
+/// How the FTM finds the one node that it watches, in a status.
+fn state_of_node(status: &serde_json::Value) -> Option<String> {
+    if status["round_trip_us"].is_u64() {
+        return Some(status["state"].as_str()?.to_owned());
+    }
+    match status {
+        serde_json::Value::Array(values) => values.iter().find_map(state_of_node),
+        serde_json::Value::Object(values) => values.values().find_map(state_of_node),
+        _ => None,
+    }
+}

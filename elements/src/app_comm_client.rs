@@ -4,7 +4,7 @@
 //! connection; it keeps what the client said since the mark, so that the server and its whole node may vanish.
 //! Subscribes: `MSG_APP_STARTED`, `MSG_APP_IS_OVER`, `MSG_APP_FAILED`, `MSG_APP_SERVER_TABLE`, `MSG_APP_SERVER_INFO`, `MSG_APPCOMM_CONNECT_REPLY`,
 //! `MSG_APPCOMM_REPLAY_CONNECT`, `MSG_APPCOMM_REPLAY`, `MSG_APPCOMM_DATA`, `MSG_APPCOMM_ACK`, `MSG_APPCOMM_RESET`, `MSG_STATE_MEMORY`,
-//! `MSG_APP_SERVICE_GONE`, `MSG_LINK_UP`.
+//! `MSG_APP_SERVICE_GONE`, `MSG_LINK_CHANGED`.
 //! Emits: `MSG_APP_SERVER_SUBSCRIBE`, `MSG_APP_LOOKUP_SERVER_INFO`, `MSG_APP_SERVER_TABLE_ACK`, `MSG_APP_CLIENT_CONNECTED`,
 //! `MSG_APPCOMM_SERVER_CONNECT_REQUEST`, `MSG_APPCOMM_DATA`, `MSG_APPCOMM_ACK`, `MSG_APPCOMM_RESET`.
 //! Configuration: `closed` (refuse what is no registered service, thesis §4.2.1), `allowed_uids`, `window_bytes`, `log_bytes`,
@@ -197,7 +197,7 @@ impl Element for AppCommClient {
             .on(Self::data)
             .on(Self::ack)
             .on(Self::reset)
-            .on(Self::link_up)
+            .on(Self::link_changed)
             .emits::<AppServerSubscribe>()
             .emits::<AppLookupServerInfo>()
             .emits::<AppServerTableAck>()

@@ -5,7 +5,7 @@
 //! stream goes on (thesis §4.5.1).
 //! Subscribes: `MSG_APP_STARTED`, `MSG_APP_FAILED`, `MSG_APP_IS_OVER`, `MSG_APP_STANDBY_STARTED`, `MSG_APP_STANDBY_ENDED`, `MSG_APP_TAKE_OVER`, `MSG_APP_FENCED`,
 //! `MSG_APP_SERVER_REGISTERED`, `MSG_APPCOMM_SERVER_CONNECT_REQUEST`,
-//! `MSG_APPCOMM_DATA`, `MSG_APPCOMM_ACK`, `MSG_APPCOMM_RESET`, `MSG_STATE_MEMORY`, `MSG_LINK_UP`.
+//! `MSG_APPCOMM_DATA`, `MSG_APPCOMM_ACK`, `MSG_APPCOMM_RESET`, `MSG_STATE_MEMORY`, `MSG_LINK_CHANGED`.
 //! Emits: `MSG_APP_HUNG`, `MSG_APP_REGISTER_SERVER`, `MSG_APP_UNREGISTER_SERVER`, `MSG_APPCOMM_REPLAY_CONNECT`, `MSG_APPCOMM_CONNECT_REPLY`,
 //! `MSG_APPCOMM_REPLAY`, `MSG_APPCOMM_DATA`, `MSG_APPCOMM_ACK`, `MSG_APPCOMM_RESET`, `MSG_APP_STANDBY_HELD`, `MSG_APP_FLOWS`.
 //! Configuration: `allowed_uids`, `window_bytes`, `fate_ms` (how long an unannounced end of a stream waits for the process's fate),
@@ -176,7 +176,7 @@ impl Element for AppCommServer {
             .on(Self::data)
             .on(Self::ack)
             .on(Self::reset)
-            .on(Self::link_up)
+            .on(Self::link_changed)
             .emits::<AppHung>()
             .emits::<AppRegisterServer>()
             .emits::<AppUnregisterServer>()

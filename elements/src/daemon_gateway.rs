@@ -3,8 +3,8 @@
 //!
 //! Purpose: listens on `<run_dir>/armor.sock`; the first frame of a link is `MSG_ARMOR_ATTACH`, to this ARMOR or, when the
 //! speaker does not know it, to -1: the answer is then `MSG_DAEMON_HELLO`. Belongs before `daemon_tcp_mgmt` in a composition.
-//! Subscribes: `MSG_ROUTE`, `MSG_ARMOR_ATTACH`, `MSG_DAEMON_REGISTERED`, `MSG_STATE_MEMORY`, `MSG_LINK_UP`.
-//! Emits: `MSG_ARMOR_ATTACH` (to this ARMOR's other elements), `MSG_ARMOR_INSTALLED` (acknowledged), `MSG_STATE_MEMORY` and `MSG_LINK_UP` (to attached
+//! Subscribes: `MSG_ROUTE`, `MSG_ARMOR_ATTACH`, `MSG_DAEMON_REGISTERED`, `MSG_STATE_MEMORY`, `MSG_LINK_CHANGED`.
+//! Emits: `MSG_ARMOR_ATTACH` (to this ARMOR's other elements), `MSG_ARMOR_INSTALLED` (acknowledged), `MSG_STATE_MEMORY` and `MSG_LINK_CHANGED` (to attached
 //! ARMORs).
 //! Configuration: none.
 //!
@@ -27,7 +27,7 @@ use serde::Deserialize;
 use tokio::net::{UnixListener, UnixStream};
 
 use crate::links::{Closed, Link, LinkId, LinkOwner, Sent, Stream, Waiting, encode, introduction};
-use crate::operations::{ArmorAttach, ArmorInstalled, DaemonHello, DaemonRegistered, LinkUp, StateMemory};
+use crate::operations::{ArmorAttach, ArmorInstalled, DaemonHello, DaemonRegistered, LinkChanged, StateMemory};
 
 /// Most processes attached at once.
 const MAX_LINKS: usize = 4096;
@@ -97,11 +97,11 @@ impl Element for DaemonGateway {
             .on(Self::attach)
             .on(Self::registered)
             .on(Self::memory)
-            .on(Self::link_up)
+            .on(Self::link_changed)
             .emits::<ArmorAttach>()
             .emits::<ArmorInstalled>()
             .emits::<StateMemory>()
-            .emits::<LinkUp>()
+            .emits::<LinkChanged>()
             .emits::<SendReliable>();
     }
 
@@ -241,7 +241,7 @@ impl DaemonGateway {
                 context.send_to(attach.armor, StateMemory { memory });
             }
             // It may have been attached to an earlier life of this daemon, which has taken messages along.
-            context.send_to(attach.armor, LinkUp { peer: context.armor() });
+            context.send_to(attach.armor, LinkChanged { peer: context.armor() });
         }
         // The pid of the socket is the kernel's word.
         context.send_to(context.armor(), ArmorAttach { pid, ..attach });
@@ -274,7 +274,7 @@ impl DaemonGateway {
     }
 
     /// The ways of this node's ARMORs lead over the links of their daemon.
-    fn link_up(&mut self, up: &LinkUp, context: &mut Context<'_>) {
+    fn link_changed(&mut self, up: &LinkChanged, context: &mut Context<'_>) {
         for armor in self.attached.keys().filter(|armor| !armor.is_ephemeral()) {
             context.send_to(*armor, up.clone());
         }

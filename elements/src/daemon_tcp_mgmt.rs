@@ -3,7 +3,7 @@
 //! Purpose: keeps the table daemon-id → address, filled on demand from the FTM; keeps links open once they are established;
 //! routes messages to remote daemons; accepts links. The first frame of a link, both ways, is `MSG_DAEMON_HELLO`.
 //! Subscribes: `MSG_ROUTE`, `MSG_ARMOR_LOCATION`, `MSG_DAEMON_REGISTERED`, `MSG_ARMOR_ATTACH`, `MSG_NODE_FAILED`, `MSG_LINK_QUERY`.
-//! Emits: `MSG_DAEMON_REGISTER` (acknowledged), `MSG_LOCATE_ARMOR`, `MSG_LINK_LOST` (to the FTM), `MSG_LINK_STATE`, `MSG_LINK_UP` (to this ARMOR).
+//! Emits: `MSG_DAEMON_REGISTER` (acknowledged), `MSG_LOCATE_ARMOR`, `MSG_LINK_LOST` (to the FTM), `MSG_LINK_STATE`, `MSG_LINK_CHANGED` (to this ARMOR).
 //! Configuration: `listen`, `ftm` (absent in the FTM's own composition), `advertise`; see [`Config`].
 //!
 //! The listener outlives the process in the vault: links to a daemon that is being started again wait there, and one that is dialled is refused only when
@@ -30,7 +30,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::endpoints::Keeping;
 use crate::links::{Backoff, Closed, Link, LinkId, LinkOwner, Locations, Sent, Stream, Waiting, as_frame, encode, introduction, node_addresses};
-use crate::operations::{ArmorAttach, ArmorLocation, DaemonHello, DaemonRegister, DaemonRegistered, LinkLost, LinkQuery, LinkState, LinkUp, LocateArmor, NodeFailed};
+use crate::operations::{ArmorAttach, ArmorLocation, DaemonHello, DaemonRegister, DaemonRegistered, LinkLost, LinkQuery, LinkState, LinkChanged, LocateArmor, NodeFailed};
 
 /// Most links at once, those that have not said who they are included.
 const MAX_LINKS: usize = 1024;
@@ -160,7 +160,7 @@ impl Element for DaemonTcpMgmt {
             .emits::<LocateArmor>()
             .emits::<LinkLost>()
             .emits::<LinkState>()
-            .emits::<LinkUp>()
+            .emits::<LinkChanged>()
             .emits::<SendReliable>();
     }
 
@@ -561,7 +561,9 @@ impl DaemonTcpMgmt {
         }
         context.event(up);
         self.flush_towards(hello.armor, context);
-        context.send_to(context.armor(), LinkUp { peer: hello.armor });
+        if hello.armor != ArmorId::FTM {
+            context.send_to(context.armor(), LinkChanged { peer: hello.armor });
+        }
     }
 
     fn registration(&self, armor: ArmorId, local: Option<SocketAddr>) -> DaemonRegister {
@@ -627,6 +629,10 @@ impl LinkOwner for DaemonTcpMgmt {
             }
             return;
         };
+        if armor != ArmorId::FTM {
+            // Who waits for an answer asks at once, and so opens the way again.
+            context.send_to(context.armor(), LinkChanged { peer: armor });
+        }
         // Another link to the same daemon (both had dialled) takes over.
         let other = self.links.iter().find(|(_, held)| held.peer == Some(armor)).map(|(id, held)| (*id, held.link.clone()));
         let Some(peer) = self.peers.get_mut(&armor) else { return };

@@ -130,8 +130,8 @@ armor_proto::operations! { ELEMENT_OPERATIONS;
     /// What the FTM remembers by: a number that is drawn when it may have lost something that it was told. Whoever has told it something under
     /// another number tells it again. To each daemon that registers, and on to the ARMORs of its node.
     0x0150 MSG_STATE_MEMORY => pub struct StateMemory { memory: u64 }
-    /// The way to a daemon and what is behind it is open, perhaps again: what was on it before may be lost. Inside a daemon, and on to the ARMORs of its node.
-    0x0160 MSG_LINK_UP => pub struct LinkUp { peer: ArmorId }
+    /// A link to a daemon has ended or is up: what was on its way there, and to what is behind it, may be lost. Inside a daemon, and on to the ARMORs of its node.
+    0x0160 MSG_LINK_CHANGED => pub struct LinkChanged { peer: ArmorId }
     /// A server listens on an address (thesis §4.2.2), to APP_SERVER_DB. `any_port`: it had asked for port 0.
     0x0200 MSG_APP_REGISTER_SERVER => pub struct AppRegisterServer { row: ServerRow, request: u64, supervised: bool, any_port: bool }
     /// Answer. `clients` are those that were connected when the server is in its recovery phase (thesis §4.5.1), by the ARMOR at their

@@ -20,10 +20,10 @@ fn says(pair: &mut Pair, client: &'static str, server: &'static str) {
 }
 
 /// Each end hears of it at another time; both in no time.
-fn path_is_back(pair: &mut Pair) {
-    pair.client.path_is_back();
+fn path_changed(pair: &mut Pair) {
+    pair.client.path_changed();
     pair.exchange();
-    pair.server.path_is_back();
+    pair.server.path_changed();
     pair.exchange();
 }
 
@@ -34,7 +34,7 @@ fn bytes_that_were_lost_with_a_link_are_sent_again_when_it_is_up_and_no_time_pas
     assert_eq!(lost(&mut pair), 2);
     pair.exchange();
     assert_eq!(pair.heard(), ("", ""), "the timers have not run out");
-    path_is_back(&mut pair);
+    path_changed(&mut pair);
     assert_eq!(pair.heard(), ("GET / HTTP/1.1\r\n\r\n", "half of an"));
 }
 
@@ -45,11 +45,11 @@ fn a_second_loss_behind_the_first_is_asked_for_at_once_too() {
         says(&mut pair, "ping", "pong");
         assert!(lost(&mut pair) >= 2);
         // What is asked for now, or comes again, is lost as well.
-        pair.client.path_is_back();
-        pair.server.path_is_back();
+        pair.client.path_changed();
+        pair.server.path_changed();
         assert!(lost(&mut pair) >= 2);
     }
-    path_is_back(&mut pair);
+    path_changed(&mut pair);
     assert_eq!(pair.heard(), ("pingpingping", "pongpongpong"));
 }
 
@@ -60,7 +60,7 @@ fn an_end_of_stream_that_was_lost_is_said_again() {
     pair.pass(ms(50));
     pair.client.app_eof(pair.now);
     assert_eq!(lost(&mut pair), 1);
-    path_is_back(&mut pair);
+    path_changed(&mut pair);
     assert_eq!(pair.server_actions.len(), 1, "{:?}", pair.server_actions);
 }
 
@@ -70,7 +70,7 @@ fn a_connect_request_and_the_answer_to_it_are_said_again() {
     assert_eq!(lost(&mut pair), 1);
     pair.exchange();
     assert!(!pair.client.is_established());
-    path_is_back(&mut pair);
+    path_changed(&mut pair);
     assert!(pair.client.is_established());
 }
 
@@ -81,7 +81,7 @@ fn ends_that_miss_nothing_say_nothing() {
     pair.server_says("answer");
     pair.pass(ms(100));
     let before = pair.sent.len();
-    path_is_back(&mut pair);
+    path_changed(&mut pair);
     assert_eq!(pair.sent.len(), before);
 }
 
@@ -90,7 +90,7 @@ fn bytes_that_are_on_their_way_are_not_sent_twice() {
     let mut pair = Pair::request();
     says(&mut pair, "question", "");
     let (record, payload) = pair.client.poll_transmit(pair.now).unwrap();
-    pair.client.path_is_back();
+    pair.client.path_changed();
     pair.at_server(record, payload);
     pair.exchange();
     pair.pass(ms(1000));

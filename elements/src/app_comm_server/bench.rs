@@ -36,7 +36,7 @@ pub(super) struct Bench {
     pub(super) events: Vec<Event>,
     pub(super) hung: Vec<AppHung>,
     pub(super) registrations: VecDeque<AppRegisterServer>,
-    records: Vec<(Record, Bytes)>,
+    pub(super) records: Vec<(Record, Bytes)>,
 }
 
 /// A server application's listener.

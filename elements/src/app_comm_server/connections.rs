@@ -360,8 +360,8 @@ fn refuse(asked: &AppcommServerConnectRequest, context: &mut Context<'_>) {
 mod tests {
     use super::super::bench::{Bench, Client, Served, read, write};
     use super::*;
-    use crate::operations::Policy;
-    use armor_proto::connection::AppAction;
+    use crate::operations::{LinkChanged, Policy};
+    use armor_proto::connection::{AppAction, Record};
     use std::os::fd::OwnedFd;
 
     /// A server that nobody supervises, and a client that has asked it something.
@@ -492,5 +492,24 @@ mod tests {
         client.replay(2);
         bench.exchange(&mut client);
         assert!(served.accept().is_some());
+    }
+
+    #[tokio::test]
+    async fn what_was_lost_with_a_link_comes_again_when_a_link_is_up_and_ends_that_miss_nothing_are_silent() {
+        let mut bench = Bench::new();
+        let served = bench.serve("web");
+        let mut client = bench.client(&served, Policy::Request);
+        let mut idle = bench.client(&served, Policy::Request);
+        let sockets = [served.accept().unwrap(), served.accept().unwrap()];
+        rustix::io::write(&sockets[0], b"an answer").unwrap();
+        bench.readable(&client);
+        bench.lose_records();
+        bench.exchange(&mut client);
+        assert_eq!(client.heard, b"", "nothing has run out yet");
+        bench.call(|element, context| element.link_changed(&LinkChanged { peer: ArmorId(7) }, context));
+        assert!(bench.records.iter().all(|(record, _)| matches!(record, Record::Data(data) if data.connection == client.id())));
+        bench.exchange(&mut client);
+        bench.exchange(&mut idle);
+        assert_eq!(client.heard, b"an answer");
     }
 }

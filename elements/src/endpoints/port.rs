@@ -87,8 +87,8 @@ pub trait End {
     fn poll_timeout(&self) -> Option<Instant>;
     /// See `ClientEnd::handle_timeout`.
     fn handle_timeout(&mut self, now: Instant);
-    /// See `ClientEnd::path_is_back`.
-    fn path_is_back(&mut self);
+    /// See `ClientEnd::path_changed`.
+    fn path_changed(&mut self);
 }
 
 macro_rules! end {
@@ -156,8 +156,8 @@ macro_rules! end {
             fn poll_timeout(&self) -> Option<Instant> {
                 <$end>::poll_timeout(self)
             }
-            fn path_is_back(&mut self) {
-                <$end>::path_is_back(self);
+            fn path_changed(&mut self) {
+                <$end>::path_changed(self);
             }
             fn handle_timeout(&mut self, now: Instant) {
                 <$end>::handle_timeout(self, now);

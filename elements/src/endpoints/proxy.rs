@@ -19,7 +19,9 @@ use super::crowd::{self, Crowd};
 use super::port::{End, Port, Turn};
 use super::remembered::Remembered;
 use super::unread_byte::Whereabouts;
-use crate::operations::{AppcommAck, AppcommConnectReply, AppcommData, AppcommReplay, AppcommReset, AppcommServerConnectRequest, LinkUp};
+use crate::operations::{
+    AppcommAck, AppcommConnectReply, AppcommData, AppcommReplay, AppcommReset, AppcommServerConnectRequest, LinkChanged,
+};
 
 /// What an application is told that has read to the end of a connection's stream: one that was not reset was closed.
 #[must_use]
@@ -148,25 +150,25 @@ pub trait Proxy: Element {
         self.with(id, context, |port, now| port.timeout(now));
     }
 
-    /// `MSG_LINK_UP`: what was on its way to other nodes may be lost, so it is asked for, or said again, now.
-    fn link_up(&mut self, _: &LinkUp, context: &mut Context<'_>) {
+    /// `MSG_LINK_CHANGED`: what was on its way to other nodes may be lost, so it is asked for, or said again, now.
+    fn link_changed(&mut self, _: &LinkChanged, context: &mut Context<'_>) {
         // Behind which daemon an ARMOR is, its daemon may have forgotten with the link. Ends that miss nothing say nothing.
         let own = context.armor();
         let elsewhere = self.connections().into_iter().filter(|id| self.other_end(*id) != own).collect();
-        self.paths_are_back(elsewhere, context);
+        self.paths_changed(elsewhere, context);
     }
 
-    /// Tells the ends that their way is open; others have a turn before the rest.
-    fn paths_are_back(&mut self, mut ids: Vec<ConnectionId>, context: &mut Context<'_>) {
+    /// Tells the ends; others have a turn before the rest.
+    fn paths_changed(&mut self, mut ids: Vec<ConnectionId>, context: &mut Context<'_>) {
         let rest = ids.split_off(ids.len().min(AT_ONCE));
         for id in ids {
-            self.with(id, context, |port, _| port.end.path_is_back());
+            self.with(id, context, |port, _| port.end.path_changed());
         }
         if !rest.is_empty() {
             let handle = context.handle::<Self>();
             context.spawn(async move {
                 tokio::task::yield_now().await;
-                handle.call(|element, context| element.paths_are_back(rest, context));
+                handle.call(|element, context| element.paths_changed(rest, context));
             });
         }
     }

@@ -523,12 +523,12 @@ impl ClientEnd {
         }
     }
 
-    /// The way to the server's end is open again after it was lost, with what was on it: what has no answer yet is said again now, not when
-    /// its timer runs out.
-    pub fn path_is_back(&mut self) {
+    /// The way to the server's end was lost or is open again, and what was on it may be lost: what has no answer yet is said again now, not
+    /// when its timer runs out.
+    pub fn path_changed(&mut self) {
         match &mut self.connecting {
             Some(connecting) => (connecting.due, connecting.wait) = (true, self.session.config.retransmit_first),
-            None => self.session.path_is_back(),
+            None => self.session.path_changed(),
         }
     }
 

@@ -155,7 +155,7 @@ impl Receiver {
     }
 
     /// What was asked for on a way that is lost may be asked for again at once.
-    pub(crate) fn path_is_back(&mut self) {
+    pub(crate) fn path_changed(&mut self) {
         self.asked = None;
     }
 

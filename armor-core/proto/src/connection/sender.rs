@@ -330,8 +330,8 @@ impl Sender {
         self.probe = true;
     }
 
-    /// The way to the peer is open again, and what was on it may be lost: the peer is asked what it has.
-    pub(crate) fn path_is_back(&mut self) {
+    /// What was on its way to the peer may be lost: the peer is asked what it has.
+    pub(crate) fn path_changed(&mut self) {
         self.resent = None;
         if self.outstanding() {
             // Said again with the next frame, if the peer has not acknowledged it.

@@ -397,11 +397,11 @@ impl ServerEnd {
         Ok(())
     }
 
-    /// See `ClientEnd::path_is_back`.
-    pub fn path_is_back(&mut self) {
+    /// See `ClientEnd::path_changed`.
+    pub fn path_changed(&mut self) {
         match &mut self.asking {
             Some(asking) => (asking.due, asking.wait) = (true, self.session.config.retransmit_first),
-            None => self.session.path_is_back(),
+            None => self.session.path_changed(),
         }
     }
 

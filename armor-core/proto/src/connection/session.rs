@@ -373,12 +373,12 @@ impl Session {
         }
     }
 
-    /// The way to the peer is open again: what waits for an answer that may be lost does not wait for its timer.
-    pub(crate) fn path_is_back(&mut self) {
+    /// What waits for an answer that may be lost with the way to the peer does not wait for its timer.
+    pub(crate) fn path_changed(&mut self) {
         match &mut self.course {
             Course::Open if self.open => {
-                self.sender.path_is_back();
-                self.receiver.path_is_back();
+                self.sender.path_changed();
+                self.receiver.path_changed();
             }
             Course::Finished { .. } => self.receiver.ack_soon(),
             Course::Resetting { due, .. } => *due = true,
