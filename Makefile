@@ -34,6 +34,7 @@ test: setup ## All tests
 
 check: ## Format, lints and docs, warnings are errors
 	$(CARGO) fmt --all -- --check
+	rustfmt --edition 2024 --check elements/src/*.rs # cargo fmt does not find these: the build script lists them
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --quiet
 

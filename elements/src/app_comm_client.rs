@@ -38,9 +38,9 @@ use restored::{About, Keys, Wait};
 use serde::Deserialize;
 
 use crate::endpoints::{
-    AT_ONCE, ApplicationSocket, Asked, Crowd, Handed, HookupListener, Keeping, LISTED, Note, Pending, Port, Proxy, Read, Remembered, ReplyTo,
-    ServerTable, SharedFile, SpillFile, Whereabouts, client_pair, connection_config, descriptors, get_option_for, how_ended, let_bind_choose_a_port, policy,
-    set_option_for, source_address_for,
+    AT_ONCE, ApplicationSocket, Asked, Crowd, Handed, HookupListener, Keeping, LISTED, Note, Pending, Port, Proxy, Read, Remembered,
+    ReplyTo, ServerTable, SharedFile, SpillFile, Whereabouts, client_pair, connection_config, descriptors, get_option_for, how_ended,
+    let_bind_choose_a_port, policy, set_option_for, source_address_for,
 };
 use crate::operations::{
     AppClientConnected, AppLookupServerInfo, AppServerInfo, AppServerSubscribe, AppServerTable, AppServerTableAck, AppcommAck,
@@ -70,7 +70,15 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Config { closed: false, allowed_uids: Vec::new(), window_bytes: 1 << 20, log_bytes: 4 << 20, spill_bytes: 1 << 30, spill_dir: None, max_connections: 65_536 }
+        Config {
+            closed: false,
+            allowed_uids: Vec::new(),
+            window_bytes: 1 << 20,
+            log_bytes: 4 << 20,
+            spill_bytes: 1 << 30,
+            spill_dir: None,
+            max_connections: 65_536,
+        }
     }
 }
 
@@ -292,7 +300,9 @@ impl AppCommClient {
                 asked.reply.send(&get_option_for(self.holder(name), *level, *option, *length), None);
             }
             Request::Bind { .. } | Request::Listen { .. } | Request::Withdraw { .. } => {
-                asked.reply.send(&Reply::Refused { reason: "this socket serves clients; servers ask at app_comm_server.sock".to_owned() }, None);
+                asked
+                    .reply
+                    .send(&Reply::Refused { reason: "this socket serves clients; servers ask at app_comm_server.sock".to_owned() }, None);
             }
         }
     }
@@ -333,7 +343,8 @@ impl AppCommClient {
             }
         };
         let now = Instant::now();
-        let config = connection_config(self.config.window_bytes, self.config.log_bytes, server.deadline_ms, crate::operations::OnDivergence::Reset);
+        let config =
+            connection_config(self.config.window_bytes, self.config.log_bytes, server.deadline_ms, crate::operations::OnDivergence::Reset);
         let mut end = ClientEnd::new(id, config, policy(server.policy, server.settled_ms), now);
         let spill = self.spill(id);
         let spilled = spill.as_ref().map(SpillFile::shared);
@@ -368,12 +379,27 @@ impl AppCommClient {
         let waiting = match pending {
             Some(pending) => {
                 let reply = asked.reply;
-                context.then(move || reply.send(&Reply::Connected { errno: 0, pending: true, name: Some(name) }, Some(application.as_fd())));
+                context
+                    .then(move || reply.send(&Reply::Connected { errno: 0, pending: true, name: Some(name) }, Some(application.as_fd())));
                 Waiting::Polling(pending)
             }
             None => Waiting::Blocked { asker: asked.reply, application },
         };
-        let client = Client { port, name, server, dialled: addr, holder: asked.socket, waiting: Some(waiting), looked_up: false, state: State::Connecting, pid: asked.pid, descriptor, spilled, reattach, life: 0 };
+        let client = Client {
+            port,
+            name,
+            server,
+            dialled: addr,
+            holder: asked.socket,
+            waiting: Some(waiting),
+            looked_up: false,
+            state: State::Connecting,
+            pid: asked.pid,
+            descriptor,
+            spilled,
+            reattach,
+            life: 0,
+        };
         self.clients.insert(id, client);
         self.turn(id, now, context);
     }

@@ -57,10 +57,12 @@ use armor_proto::hookup::{Endpoint, Name, Reply, Request, Role, SERVER_SOCKET};
 use armor_proto::ids::{ConnectionId, Incarnation};
 use serde::Deserialize;
 
-use crate::endpoints::{Asked, Crowd, Handed, HookupListener, Keeping, LISTED, Proxy, Remembered, descriptors, get_option_for, how_ended, set_option_for};
+use crate::endpoints::{
+    Asked, Crowd, Handed, HookupListener, Keeping, LISTED, Proxy, Remembered, descriptors, get_option_for, how_ended, set_option_for,
+};
 use crate::operations::{
-    AppFlows, AppHung, AppRegisterServer, AppStandbyHeld, AppUnregisterServer, AppcommAck, AppcommConnectReply, AppcommData, AppcommReplay, AppcommReplayConnect, AppcommReset,
-    ApplicationSpec,
+    AppFlows, AppHung, AppRegisterServer, AppStandbyHeld, AppUnregisterServer, AppcommAck, AppcommConnectReply, AppcommData, AppcommReplay,
+    AppcommReplayConnect, AppcommReset, ApplicationSpec,
 };
 use connections::{Announced, Server};
 use health::Condition;
@@ -263,7 +265,9 @@ impl AppCommServer {
                 asked.reply.send(&answer, None);
             }
             Request::Connect { .. } => {
-                asked.reply.send(&Reply::Refused { reason: "this socket serves servers; clients ask at app_comm_client.sock".to_owned() }, None);
+                asked
+                    .reply
+                    .send(&Reply::Refused { reason: "this socket serves servers; clients ask at app_comm_client.sock".to_owned() }, None);
             }
         }
     }

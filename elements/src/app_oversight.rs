@@ -32,14 +32,14 @@ use armor_core::events::{Event, now_ms};
 use armor_core::operations::SendReliable;
 use armor_proto::hookup::{ENV_INSTANCE, ENV_RUN_DIR, ENV_SERVICE, ENV_SHIM_PATH};
 use armor_proto::ids::{ArmorId, Incarnation};
-use rustix::process::{Pid, Signal, kill_process_group};
 use armor_vault::{ENV_VAULT, Exited};
+use rustix::process::{Pid, Signal, kill_process_group};
 use serde::Deserialize;
 
 use crate::endpoints::{Keeping, descriptors};
 use crate::operations::{
-    AppFailed, AppFenceDone, AppFenced, AppIsOver, AppLaunch, AppLaunched, AppOverseer, AppReport, AppStandbyEnded, AppStandbyStarted, AppStarted, AppStop,
-    AppStopped, AppTakenOver, ApplicationSpec, ApplicationState, Labels, LaunchId, check_labels,
+    AppFailed, AppFenceDone, AppFenced, AppIsOver, AppLaunch, AppLaunched, AppOverseer, AppReport, AppStandbyEnded, AppStandbyStarted,
+    AppStarted, AppStop, AppStopped, AppTakenOver, ApplicationSpec, ApplicationState, Labels, LaunchId, check_labels,
 };
 use standby::{Instance, Standbys};
 
@@ -129,7 +129,19 @@ impl Element for AppOversight {
         let (run_dir, applications, exits) = (setup.run_dir.clone(), BTreeMap::new(), handed.exited.into());
         // No life of this ARMOR uses a number again.
         let next_instance = now_ms() << 16;
-        Ok(AppOversight { config, run_dir, node, applications, next_number: 1, next_instance, leaving: Vec::new(), ending: false, restored: false, keeping, exits })
+        Ok(AppOversight {
+            config,
+            run_dir,
+            node,
+            applications,
+            next_number: 1,
+            next_instance,
+            leaving: Vec::new(),
+            ending: false,
+            restored: false,
+            keeping,
+            exits,
+        })
     }
 
     fn operations(operations: &mut Operations<Self>) {
@@ -244,7 +256,11 @@ impl AppOversight {
             Some(reason)
         } else if self.ending {
             Some("this ARMOR is ending".to_owned())
-        } else if self.applications.get(&name).is_some_and(|app| matches!(app.state, ApplicationState::Running | ApplicationState::Restarting)) {
+        } else if self
+            .applications
+            .get(&name)
+            .is_some_and(|app| matches!(app.state, ApplicationState::Running | ApplicationState::Restarting))
+        {
             Some(format!("an application {name:?} is running already; `armor stop {name}` ends it"))
         } else if self.applications.len() >= MAX_APPLICATIONS && !self.applications.contains_key(&name) {
             Some(format!("{MAX_APPLICATIONS} applications are supervised here already"))
@@ -304,7 +320,8 @@ impl AppOversight {
 
     /// Starts the next life of an application.
     fn begin(&mut self, name: &str, context: &mut Context<'_>) {
-        if self.ending || self.applications.get(name).is_none_or(|app| app.state != ApplicationState::Restarting || app.stopping.is_some()) {
+        if self.ending || self.applications.get(name).is_none_or(|app| app.state != ApplicationState::Restarting || app.stopping.is_some())
+        {
             return;
         }
         if self.release_standby(name, context) {
@@ -332,12 +349,21 @@ impl AppOversight {
     /// Starts a process of an application, and watches it. What it is to the application is the caller's to say, in the same turn.
     fn start_process(&mut self, spec: &ApplicationSpec, context: &mut Context<'_>) -> Result<Instance, String> {
         let log = self.log(&spec.name);
-        let output = std::fs::OpenOptions::new().create(true).append(true).open(&log).map_err(|error| format!("log file {}: {error}", log.display()))?;
+        let output = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&log)
+            .map_err(|error| format!("log file {}: {error}", log.display()))?;
         let errors = output.try_clone().map_err(|error| format!("log file {}: {error}", log.display()))?;
         self.next_instance += 1;
         let instance = self.next_instance;
         let mut command = tokio::process::Command::new(&spec.command[0]);
-        command.args(&spec.command[1..]).envs(&spec.environment).env(ENV_RUN_DIR, &self.run_dir).env(ENV_SERVICE, &spec.name).env_remove(ENV_VAULT);
+        command
+            .args(&spec.command[1..])
+            .envs(&spec.environment)
+            .env(ENV_RUN_DIR, &self.run_dir)
+            .env(ENV_SERVICE, &spec.name)
+            .env_remove(ENV_VAULT);
         command.env(ENV_INSTANCE, instance.to_string());
         if let Ok(shim) = std::env::var(ENV_SHIM_PATH) {
             let preload = std::env::var("LD_PRELOAD").ok().filter(|other| !other.is_empty() && *other != shim);
@@ -469,7 +495,8 @@ impl AppOversight {
                 let (pid, incarnation) = (application.pid, application.incarnation);
                 self.end_standbys(&name, context);
                 let how = "stopped".to_owned();
-                let ended = AppFailed { name: name.clone(), pid, incarnation, how, orderly: true, restarting: false, failed_at_ms: now_ms() };
+                let ended =
+                    AppFailed { name: name.clone(), pid, incarnation, how, orderly: true, restarting: false, failed_at_ms: now_ms() };
                 context.send_to(context.armor(), ended);
                 self.report(&name, context);
                 context.send_to(asker, AppStopped { name, error: String::new() });

@@ -181,8 +181,13 @@ impl AppServerDb {
     fn register(&mut self, asked: &AppRegisterServer, context: &mut Context<'_>) {
         let mut row = asked.row.clone();
         row.address = row.address.unmapped();
-        let mut answer =
-            AppServerRegistered { address: asked.row.address, request: asked.request, errno: 0, incarnation: row.incarnation, clients: BTreeMap::new() };
+        let mut answer = AppServerRegistered {
+            address: asked.row.address,
+            request: asked.request,
+            errno: 0,
+            incarnation: row.incarnation,
+            clients: BTreeMap::new(),
+        };
         let full = self.state.servers.len() >= self.config.max_servers;
         let mut recognised = false;
         match self.state.servers.get_mut(&row.address) {
@@ -221,7 +226,10 @@ impl AppServerDb {
                 answer.errno = libc::ENOBUFS;
             }
             None => {
-                self.state.servers.insert(row.address, Server { row, clients: BTreeMap::new(), request: asked.request, supervised: asked.supervised, moved: Moved::Not });
+                self.state.servers.insert(
+                    row.address,
+                    Server { row, clients: BTreeMap::new(), request: asked.request, supervised: asked.supervised, moved: Moved::Not },
+                );
             }
         }
         if answer.errno != 0 {
@@ -363,9 +371,7 @@ mod tests {
 
     fn registered(effects: &Effects) -> Option<AppServerRegistered> {
         effects.iter().find_map(|effect| match effect {
-            Effect::SendReliable(message) => {
-                armor_proto::message::downcast(message.top()?.operations.front()?).cloned()
-            }
+            Effect::SendReliable(message) => armor_proto::message::downcast(message.top()?.operations.front()?).cloned(),
             _ => None,
         })
     }
@@ -377,7 +383,10 @@ mod tests {
 
     fn request(db: &mut AppServerDb, row: ServerRow, request: u64) -> Option<AppServerRegistered> {
         let (setup, mut effects) = (setup(), Effects::new());
-        db.register(&AppRegisterServer { row, request, supervised: true, any_port: false }, &mut Context::detached(&setup, None, &mut effects));
+        db.register(
+            &AppRegisterServer { row, request, supervised: true, any_port: false },
+            &mut Context::detached(&setup, None, &mut effects),
+        );
         registered(&effects)
     }
 
@@ -395,7 +404,10 @@ mod tests {
         let connected = AppClientConnected { address: row("web", 1).address, client, connected: true };
         db.client(&connected, &mut Context::detached(&setup, None, &mut effects));
         let Some(again) = register(&mut db, row("web", 1 + 1)) else { panic!("answered") };
-        assert_eq!((again.errno, again.incarnation, again.clients), (0, Incarnation(2), BTreeMap::from([(ArmorId(9), vec![ConnectionId(3)])])));
+        assert_eq!(
+            (again.errno, again.incarnation, again.clients),
+            (0, Incarnation(2), BTreeMap::from([(ArmorId(9), vec![ConnectionId(3)])]))
+        );
     }
 
     #[test]
@@ -426,7 +438,10 @@ mod tests {
         let mut db = db();
         db.subscribe(&AppServerSubscribe { armor: ArmorId(9) }, &mut Context::detached(&setup, None, &mut effects));
         assert!(register(&mut db, row("web", 1)).is_none());
-        db.table_known(&AppServerTableAck { version: db.state.version, armor: ArmorId(9) }, &mut Context::detached(&setup, None, &mut effects));
+        db.table_known(
+            &AppServerTableAck { version: db.state.version, armor: ArmorId(9) },
+            &mut Context::detached(&setup, None, &mut effects),
+        );
         assert!(registered(&effects).is_some());
     }
 
@@ -439,21 +454,37 @@ mod tests {
             db.subscribe(&AppServerSubscribe { armor: ArmorId(armor) }, &mut Context::detached(&setup, None, &mut effects));
         }
         assert!(register(&mut db, at(1)).is_none());
-        db.table_known(&AppServerTableAck { version: db.state.version, armor: ArmorId(9) }, &mut Context::detached(&setup, None, &mut effects));
+        db.table_known(
+            &AppServerTableAck { version: db.state.version, armor: ArmorId(9) },
+            &mut Context::detached(&setup, None, &mut effects),
+        );
         assert!(registered(&effects).is_none());
         let name = String::new();
         db.node_failed(&NodeFailed { armor: ArmorId(8), name: name.clone() }, &mut Context::detached(&setup, None, &mut effects));
         assert!(registered(&effects).is_some(), "what was asked before its failure");
         effects.clear();
         assert!(register(&mut db, at(2)).is_none());
-        db.table_known(&AppServerTableAck { version: db.state.version, armor: ArmorId(9) }, &mut Context::detached(&setup, None, &mut effects));
+        db.table_known(
+            &AppServerTableAck { version: db.state.version, armor: ArmorId(9) },
+            &mut Context::detached(&setup, None, &mut effects),
+        );
         assert!(registered(&effects).is_some(), "what was asked after it");
         effects.clear();
         db.node_back(&NodeBack { armor: ArmorId(8), name }, &mut Context::detached(&setup, None, &mut effects));
-        assert!(effects.iter().any(|effect| matches!(effect, Effect::Send(message) if message.top().is_some_and(|bundle| bundle.destination == ArmorId(8)))));
-        db.table_known(&AppServerTableAck { version: db.state.version, armor: ArmorId(8) }, &mut Context::detached(&setup, None, &mut effects));
+        assert!(
+            effects.iter().any(
+                |effect| matches!(effect, Effect::Send(message) if message.top().is_some_and(|bundle| bundle.destination == ArmorId(8)))
+            )
+        );
+        db.table_known(
+            &AppServerTableAck { version: db.state.version, armor: ArmorId(8) },
+            &mut Context::detached(&setup, None, &mut effects),
+        );
         assert!(register(&mut db, at(3)).is_none());
-        db.table_known(&AppServerTableAck { version: db.state.version, armor: ArmorId(9) }, &mut Context::detached(&setup, None, &mut effects));
+        db.table_known(
+            &AppServerTableAck { version: db.state.version, armor: ArmorId(9) },
+            &mut Context::detached(&setup, None, &mut effects),
+        );
         assert!(registered(&effects).is_none(), "it counts again");
         let gone = ArmorInstalled { armor: ArmorId(8), name: String::new(), daemon: ArmorId(7), present: false };
         db.installed(&gone, &mut Context::detached(&setup, None, &mut effects));

@@ -139,7 +139,16 @@ impl Element for ArmorInstaller {
             None => std::env::current_exe().map_err(|error| format!("the own program cannot be found: {error}; set program"))?,
         };
         let run_dir = std::path::absolute(&setup.run_dir).map_err(|error| error.to_string())?;
-        Ok(ArmorInstaller { config, program, node: setup.name.clone(), run_dir, installed: BTreeMap::new(), sequence: 0, beating: false, ending: false })
+        Ok(ArmorInstaller {
+            config,
+            program,
+            node: setup.name.clone(),
+            run_dir,
+            installed: BTreeMap::new(),
+            sequence: 0,
+            beating: false,
+            ending: false,
+        })
     }
 
     fn operations(operations: &mut Operations<Self>) {
@@ -188,7 +197,11 @@ impl Element for ArmorInstaller {
             .installed
             .iter()
             .filter(|(_, installed)| installed.state != State::Stopping)
-            .map(|(name, installed)| Captured { name: name.clone(), composition: installed.composition.clone(), pid: installed.pid.or(installed.leftover) })
+            .map(|(name, installed)| Captured {
+                name: name.clone(),
+                composition: installed.composition.clone(),
+                pid: installed.pid.or(installed.leftover),
+            })
             .collect();
         rmp_serde::to_vec(&captured).ok()
     }
@@ -233,7 +246,9 @@ impl ArmorInstaller {
             }
             Some(known) if known.state == State::Stopping => Some("it is being uninstalled: try again in a moment".to_owned()),
             Some(_) => None,
-            None if !is_name(&install.name) => Some("a name has 1 to 64 letters, digits, '-', '_' and '.', and begins with no '.'".to_owned()),
+            None if !is_name(&install.name) => {
+                Some("a name has 1 to 64 letters, digits, '-', '_' and '.', and begins with no '.'".to_owned())
+            }
             None if self.installed.len() >= MAX_INSTALLED => Some(format!("{MAX_INSTALLED} ARMORs are installed on this node")),
             None => None,
         };
@@ -421,7 +436,11 @@ impl ArmorInstaller {
             self.installed.remove(name);
             return;
         }
-        let how = if installed.state == State::Killed { format!("{} heartbeats unanswered, killed", installed.misses) } else { ended.how.clone() };
+        let how = if installed.state == State::Killed {
+            format!("{} heartbeats unanswered, killed", installed.misses)
+        } else {
+            ended.how.clone()
+        };
         context.event(Event::new("armor-failed").with("name", name).with("how", &how));
         let askers = std::mem::take(&mut installed.askers);
         if life == 1 && installed.state == State::Starting {
@@ -435,7 +454,9 @@ impl ArmorInstaller {
         let now = Instant::now();
         installed.failed_at.get_or_insert(now);
         match self.next_pause(name, now) {
-            Some(pause) => Self::later(pause, name, life, |element, name, context| element.launch(name, Launch::FromCapturedState, context), context),
+            Some(pause) => {
+                Self::later(pause, name, life, |element, name, context| element.launch(name, Launch::FromCapturedState, context), context)
+            }
             None => {
                 context.event(Event::new("armor-given-up").with("name", name).with("restarts", RESTART_LIMIT));
                 let askers = self.installed.get_mut(name).map(|installed| std::mem::take(&mut installed.askers)).unwrap_or_default();

@@ -341,11 +341,15 @@ impl LinkOwner for DaemonGateway {
 fn listen(run_dir: &Path) -> Result<UnixListener, String> {
     let path = run_dir.join("armor.sock");
     let failed = |error: std::io::Error| match error.kind() {
-        std::io::ErrorKind::InvalidInput => format!("{} is too long for a socket's path (107 bytes): choose a shorter --run-dir", path.display()),
+        std::io::ErrorKind::InvalidInput => {
+            format!("{} is too long for a socket's path (107 bytes): choose a shorter --run-dir", path.display())
+        }
         _ => format!("{}: {error}", path.display()),
     };
     match std::os::unix::net::UnixStream::connect(&path) {
-        Ok(_) => return Err(format!("another ARMOR runs in this directory ({} answers): stop it, or choose another --run-dir", path.display())),
+        Ok(_) => {
+            return Err(format!("another ARMOR runs in this directory ({} answers): stop it, or choose another --run-dir", path.display()));
+        }
         // Left behind by an ARMOR that died.
         Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => std::fs::remove_file(&path).map_err(failed)?,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}

@@ -16,7 +16,9 @@ use armor_core::events::{Event, now_ms};
 use armor_proto::ids::{ArmorId, MessageId};
 use serde::{Deserialize, Serialize};
 
-use crate::operations::{ArmorInstalled, ArmorLocation, DaemonRegister, DaemonRegistered, HeartbeatReply, LocateArmor, NodeBack, NodeFailed};
+use crate::operations::{
+    ArmorInstalled, ArmorLocation, DaemonRegister, DaemonRegistered, HeartbeatReply, LocateArmor, NodeBack, NodeFailed,
+};
 
 const MAX_DAEMONS: usize = 4096;
 const MAX_ARMORS: usize = 65_536;
@@ -119,7 +121,8 @@ impl DaemonRegistry {
         if let Some(reason) = &reason {
             context.event(Event::new("daemon-refused").with("daemon", &register.name).with("reason", reason));
         } else {
-            let row = Daemon { name: register.name.clone(), address: register.address.clone(), node_addresses: register.node_addresses.clone() };
+            let row =
+                Daemon { name: register.name.clone(), address: register.address.clone(), node_addresses: register.node_addresses.clone() };
             self.seen.insert(register.armor, Seen { last_ms: now_ms(), failed: false });
             let event = Event::new("daemon-registered").with("daemon", &row.name).with("address", &row.address);
             if self.table.daemons.get(&register.armor) != Some(&row) {

@@ -29,8 +29,13 @@ use serde::Deserialize;
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::endpoints::Keeping;
-use crate::links::{Backoff, Closed, Link, LinkId, LinkOwner, Locations, Sent, Stream, Waiting, as_frame, encode, introduction, node_addresses};
-use crate::operations::{ArmorAttach, ArmorLocation, DaemonHello, DaemonRegister, DaemonRegistered, LinkLost, LinkQuery, LinkState, LinkChanged, LocateArmor, NodeFailed};
+use crate::links::{
+    Backoff, Closed, Link, LinkId, LinkOwner, Locations, Sent, Stream, Waiting, as_frame, encode, introduction, node_addresses,
+};
+use crate::operations::{
+    ArmorAttach, ArmorLocation, DaemonHello, DaemonRegister, DaemonRegistered, LinkChanged, LinkLost, LinkQuery, LinkState, LocateArmor,
+    NodeFailed,
+};
 
 /// Most links at once, those that have not said who they are included.
 const MAX_LINKS: usize = 1024;
@@ -200,7 +205,8 @@ impl Element for DaemonTcpMgmt {
     }
 
     fn restore(&mut self, state: &[u8]) -> Result<(), String> {
-        let (address, peers): (SocketAddr, Vec<(ArmorId, String, String)>) = rmp_serde::from_slice(state).map_err(|error| error.to_string())?;
+        let (address, peers): (SocketAddr, Vec<(ArmorId, String, String)>) =
+            rmp_serde::from_slice(state).map_err(|error| error.to_string())?;
         // What waits for them need not wait for the FTM too; that is asked all the same.
         for (armor, name, address) in peers.into_iter().filter(|(armor, ..)| *armor != ArmorId::FTM).take(KEPT_PEERS) {
             self.peers.insert(armor, Peer { name, address: Some(address), ..Peer::default() });
@@ -517,7 +523,11 @@ impl DaemonTcpMgmt {
     fn hello(&mut self, id: LinkId, hello: DaemonHello, context: &mut Context<'_>) {
         let Some(held) = self.links.get_mut(&id) else { return };
         if hello.armor == context.armor() || hello.armor == ArmorId::NONE {
-            let why = if hello.armor == ArmorId::NONE { "it has no identity" } else { "it has this daemon's own name; names are unique in a network" };
+            let why = if hello.armor == ArmorId::NONE {
+                "it has no identity"
+            } else {
+                "it has this daemon's own name; names are unique in a network"
+            };
             context.event(Event::new("link-refused").with("peer", &held.remote).with("reason", why));
             held.link.close();
             return;
@@ -527,7 +537,8 @@ impl DaemonTcpMgmt {
         {
             if dialled != hello.armor {
                 if !std::mem::replace(&mut peer.told, true) {
-                    context.event(Event::new("wrong-peer").with("address", &held.remote).with("expected", dialled).with("found", &hello.name));
+                    context
+                        .event(Event::new("wrong-peer").with("address", &held.remote).with("expected", dialled).with("found", &hello.name));
                 }
                 if dialled != ArmorId::FTM {
                     peer.address = None;
@@ -598,7 +609,9 @@ impl LinkOwner for DaemonTcpMgmt {
             match introduction::<DaemonHello>(&frame) {
                 Some(hello) => self.hello(id, hello, context),
                 None => {
-                    context.event(Event::new("link-refused").with("peer", &held.remote).with("reason", "its first frame is no MSG_DAEMON_HELLO"));
+                    context.event(
+                        Event::new("link-refused").with("peer", &held.remote).with("reason", "its first frame is no MSG_DAEMON_HELLO"),
+                    );
                     held.link.close();
                 }
             }
@@ -655,7 +668,8 @@ impl LinkOwner for DaemonTcpMgmt {
 /// The listener of an earlier life, if it is the one that is wanted.
 fn still_listens(kept: OwnedFd, wanted: SocketAddr) -> Option<TcpListener> {
     let listener = std::net::TcpListener::from(kept);
-    let address = listener.local_addr().ok().filter(|address| address.ip() == wanted.ip() && [0, address.port()].contains(&wanted.port()))?;
+    let address =
+        listener.local_addr().ok().filter(|address| address.ip() == wanted.ip() && [0, address.port()].contains(&wanted.port()))?;
     listener.set_nonblocking(true).ok()?;
     tracing::debug!(%address, "the listener for links was kept");
     TcpListener::from_std(listener).ok()
@@ -668,10 +682,16 @@ fn listen(address: SocketAddr) -> Result<TcpListener, String> {
     });
     bound.map_err(|error| match error.kind() {
         std::io::ErrorKind::AddrInUse => {
-            format!("{address} is in use by another process; stop that one, or set daemon_tcp_mgmt.listen to another port (0: any free one)")
+            format!(
+                "{address} is in use by another process; stop that one, or set daemon_tcp_mgmt.listen to another port (0: any free one)"
+            )
         }
-        std::io::ErrorKind::AddrNotAvailable => format!("{address} is no address of this node; set daemon_tcp_mgmt.listen to one of its own"),
-        std::io::ErrorKind::PermissionDenied => format!("{address} may not be used by this user; set daemon_tcp_mgmt.listen to a port from 1024 on"),
+        std::io::ErrorKind::AddrNotAvailable => {
+            format!("{address} is no address of this node; set daemon_tcp_mgmt.listen to one of its own")
+        }
+        std::io::ErrorKind::PermissionDenied => {
+            format!("{address} may not be used by this user; set daemon_tcp_mgmt.listen to a port from 1024 on")
+        }
         _ => format!("{address}: {error}"),
     })
 }
@@ -683,7 +703,6 @@ fn write_address(run_dir: &std::path::Path, address: SocketAddr) -> Result<(), S
         .and_then(|()| std::fs::rename(&new, &path))
         .map_err(|error| format!("{} cannot be written: {error}", path.display()))
 }
-
 
 #[cfg(test)]
 mod tests {

@@ -151,7 +151,9 @@ mod tests {
         log.query(&EventsQuery { from: 0 }, &mut Context::detached(&setup, Some(&mut query), &mut effects));
         let [Effect::Send(answer)] = &effects[..] else { panic!("one answer") };
         assert_eq!(answer.destination(), Some(ArmorId(9)));
-        let Some(Events { next, events }) = answer.top().and_then(|bundle| downcast::<Events>(&bundle.operations[0])) else { panic!("events") };
+        let Some(Events { next, events }) = answer.top().and_then(|bundle| downcast::<Events>(&bundle.operations[0])) else {
+            panic!("events")
+        };
         assert_eq!((*next, events.len(), events[0].values["n"].as_str()), (506, PER_ANSWER, "6"));
         assert_eq!(log.from(10_005).1.len(), 1);
         assert_eq!(log.from(u64::MAX), (10_006, vec![]));

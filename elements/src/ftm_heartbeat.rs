@@ -199,7 +199,8 @@ impl FtmHeartbeat {
                 Act::LookAtLink(peer) => context.send_to(context.armor(), LinkQuery { peer }),
                 Act::Failed(armor, silent, why) => {
                     let name = name(&armor);
-                    let event = Event::new("node-failed").with("node", &name).with("silent_ms", silent.as_millis()).with("why", why.as_str());
+                    let event =
+                        Event::new("node-failed").with("node", &name).with("silent_ms", silent.as_millis()).with("why", why.as_str());
                     context.event(event);
                     context.state_changed();
                     context.send_to(context.armor(), NodeFailed { armor, name });
@@ -231,7 +232,9 @@ mod tests {
         let setup = Setup { armor: ArmorId::FTM, name: "ftm".into(), kind: "ftm".into(), run_dir: "/".into() };
         let works = |interval_ms, misses, busy_ms| FtmHeartbeat::new(Config { interval_ms, misses, busy_ms }, &setup).is_ok();
         assert!(works(100, 3, 3000) && works(1, 1, 1));
-        for (interval_ms, misses, busy_ms) in [(0, 3, 3000), (100, 0, 3000), (100, 3, 299), (u64::MAX, u32::MAX, u64::MAX), (100, 3, u64::MAX)] {
+        for (interval_ms, misses, busy_ms) in
+            [(0, 3, 3000), (100, 0, 3000), (100, 3, 299), (u64::MAX, u32::MAX, u64::MAX), (100, 3, u64::MAX)]
+        {
             assert!(!works(interval_ms, misses, busy_ms), "{interval_ms} {misses} {busy_ms}");
         }
     }

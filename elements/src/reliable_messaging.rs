@@ -221,7 +221,9 @@ mod tests {
         assert_eq!(event.what, "message-refused");
         let mut full = message(1);
         while full.push(Bundle::new(ArmorId(9), StatusQuery {})).is_ok() {}
-        assert!(matches!(&handed_over(&mut ReliableMessaging::default(), full)[..], [Effect::Event(event)] if event.what == "message-refused"));
+        assert!(
+            matches!(&handed_over(&mut ReliableMessaging::default(), full)[..], [Effect::Event(event)] if event.what == "message-refused")
+        );
         assert_eq!(element.status()["refused"], 1);
     }
 }

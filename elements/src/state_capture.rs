@@ -265,6 +265,9 @@ mod tests {
             .collect();
         assert!(numbers[0] == numbers[1] && numbers[1] != numbers[2], "{numbers:?}");
         let told = told(effects);
-        assert!(told[0].0 == "state-file-refused" && told[0].1.starts_with(&directory.path().join(STATE_FILE).display().to_string()), "{told:?}");
+        assert!(
+            told[0].0 == "state-file-refused" && told[0].1.starts_with(&directory.path().join(STATE_FILE).display().to_string()),
+            "{told:?}"
+        );
     }
 }

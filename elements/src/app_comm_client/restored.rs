@@ -84,7 +84,13 @@ pub(super) struct Keys {
 impl Keys {
     pub(super) fn of(id: ConnectionId) -> Keys {
         let key = |what| format!("{what}-{:x}", id.0);
-        Keys { socket: key("socket"), application: key("application"), spill: key("spill"), transcript: key("transcript"), copy: key("copy") }
+        Keys {
+            socket: key("socket"),
+            application: key("application"),
+            spill: key("spill"),
+            transcript: key("transcript"),
+            copy: key("copy"),
+        }
     }
 }
 
@@ -112,7 +118,9 @@ impl AppCommClient {
         }
         self.keeping.forget_rest(handed);
         if count > 0 {
-            context.event(Event::new("connections-taken-up").with("connections", self.clients.len()).with("took_us", begun.elapsed().as_micros()));
+            context.event(
+                Event::new("connections-taken-up").with("connections", self.clients.len()).with("took_us", begun.elapsed().as_micros()),
+            );
         }
     }
 
@@ -175,7 +183,8 @@ impl AppCommClient {
         let About { dialled, pid, descriptor, .. } = about;
         // Options that were set before are forgotten; further ones can be.
         let holder = crate::endpoints::fresh_socket(name.family()).ok();
-        let client = Client { port, name, server, dialled, holder, waiting, looked_up: false, state, pid, descriptor, spilled, reattach, life: 0 };
+        let client =
+            Client { port, name, server, dialled, holder, waiting, looked_up: false, state, pid, descriptor, spilled, reattach, life: 0 };
         self.clients.insert(id, client);
         if hung_up {
             self.found_hung_up(id, context);

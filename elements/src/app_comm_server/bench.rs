@@ -23,8 +23,8 @@ use super::connections::Announced;
 use super::failures::Look;
 use crate::endpoints::{Asked, Proxy, Read, ReplyTo, policy};
 use crate::operations::{
-    AppFailed, AppHung, AppRegisterServer, AppServerRegistered, AppStarted, AppcommAck, AppcommConnectReply, AppcommData, AppcommReplay, AppcommReset,
-    AppcommServerConnectRequest, ApplicationSpec, Policy,
+    AppFailed, AppHung, AppRegisterServer, AppServerRegistered, AppStarted, AppcommAck, AppcommConnectReply, AppcommData, AppcommReplay,
+    AppcommReset, AppcommServerConnectRequest, ApplicationSpec, Policy,
 };
 
 /// The ARMOR of the clients.
@@ -329,7 +329,6 @@ impl Bench {
         let state = self.element.servers.get(&client.id)?.state;
         serde_json::to_value(state).unwrap().as_str().map(str::to_owned)
     }
-
 
     pub(super) fn told(&self, what: &str) -> Vec<&Event> {
         self.events.iter().filter(|event| event.what == what).collect()

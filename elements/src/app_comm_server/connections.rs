@@ -336,7 +336,12 @@ impl Proxy for AppCommServer {
 /// A connect request for a connection that is over here. Mostly it is a duplicate that was under way for long, and nobody waits
 /// for an answer. A client that has not heard of the end takes it from this.
 fn answer_late(asked: &AppcommServerConnectRequest, context: &mut Context<'_>) {
-    let reset = Reset { connection: asked.request.connection, incarnation: asked.request.incarnation, direction: Direction::S2c, reason: ResetReason::ServerGone };
+    let reset = Reset {
+        connection: asked.request.connection,
+        incarnation: asked.request.incarnation,
+        direction: Direction::S2c,
+        reason: ResetReason::ServerGone,
+    };
     context.send_to(asked.client, AppcommReset { reset });
 }
 

@@ -169,7 +169,8 @@ mod tests {
         let served = bench.bind("web", 0, &[]);
         bench.listen_with(&served, 0);
         let clients: Vec<Client> = (0..5).map(|_| bench.client(&served, Policy::Request)).collect();
-        let established = |bench: &Bench| clients.iter().map(|client| bench.state(client).as_deref() == Some("established")).collect::<Vec<_>>();
+        let established =
+            |bench: &Bench| clients.iter().map(|client| bench.state(client).as_deref() == Some("established")).collect::<Vec<_>>();
         let first = established(&bench).iter().take_while(|established| **established).count();
         assert!((1..5).contains(&first), "a queue of one or two");
         let mut accepted = 0;

@@ -54,7 +54,9 @@ impl AppCommServer {
     pub(super) fn address_again(&self, asked: Endpoint, name: &str, life: Option<Incarnation>) -> Option<Endpoint> {
         let life = life.filter(|_| asked.port == 0)?;
         let is_free = |address: Endpoint| match self.services.get(&address.unmapped()) {
-            Some(known) => known.name == name && known.incarnation < life && known.listeners.iter().all(|listener| listener.binder.is_none()),
+            Some(known) => {
+                known.name == name && known.incarnation < life && known.listeners.iter().all(|listener| listener.binder.is_none())
+            }
             None => true,
         };
         let own = self.services.values().filter(|service| service.name == name && service.any_port && service.registered);

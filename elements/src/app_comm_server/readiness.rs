@@ -166,7 +166,8 @@ impl AppCommServer {
     pub(super) fn connect_to_application(&mut self, name: &str, port: Option<u16>) -> io::Result<(UnixStream, (ConnectionId, OwnedFd))> {
         self.next = self.next.wrapping_add(1);
         let id = ConnectionId(self.next);
-        let served = self.services.values_mut().filter(|service| service.name == name && port.is_none_or(|port| service.address.port == port));
+        let served =
+            self.services.values_mut().filter(|service| service.name == name && port.is_none_or(|port| service.address.port == port));
         let found = served.filter_map(|service| Some((service.address, service.next_listener()?))).next();
         let Some((address, listener)) = found else {
             let place = port.map_or_else(String::new, |port| format!(" at port {port}"));
@@ -228,10 +229,10 @@ mod tests {
     use super::*;
     use crate::endpoints::Want;
     use crate::operations::Policy;
-    use armor_proto::connection::Event as EndEvent;
     use armor_core::element::Element;
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use armor_proto::connection::Event as EndEvent;
     use serde_json::json;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     fn redis() -> ApplicationSpec {
         application("cache", json!({ "ready": { "send": "PING\r\n", "expect": "+PONG" }, "deadline_ms": 5000 }))

@@ -130,7 +130,13 @@ impl AppCommServer {
             ready: matches!(application.readiness, Readiness::Ready),
             instance: application.instance,
         });
-        rmp_serde::to_vec(&Captured { services: services.collect(), applications: applications.collect(), watched: self.watched.iter().copied().collect(), rights: self.rights.clone() }).ok()
+        rmp_serde::to_vec(&Captured {
+            services: services.collect(),
+            applications: applications.collect(),
+            watched: self.watched.iter().copied().collect(),
+            rights: self.rights.clone(),
+        })
+        .ok()
     }
 
     /// Takes back what was captured. The holders come from the vault: a service without one has lost its port.
@@ -139,7 +145,10 @@ impl AppCommServer {
         for CapturedApplication { spec, incarnation, pid, alive, ready, instance } in captured.applications {
             let readiness = if ready || spec.ready.is_none() { Readiness::Ready } else { Readiness::Unasked };
             let health = Condition::of(&spec);
-            self.applications.insert(spec.name.clone(), Application { spec: Rc::new(spec), incarnation, pid, alive, readiness, health, instance, looked_at: false });
+            self.applications.insert(
+                spec.name.clone(),
+                Application { spec: Rc::new(spec), incarnation, pid, alive, readiness, health, instance, looked_at: false },
+            );
         }
         // Watched from `take_up` on, once their services are back.
         self.unsupervised = captured.watched;

@@ -15,10 +15,10 @@ use armor_proto::hookup::{Endpoint, Name, Reply, Request};
 use armor_proto::ids::{ArmorId, ConnectionId, Incarnation};
 use armor_proto::message::Message;
 
-use super::restored::{holder_key, own_key};
-use super::timelines::Step;
 use super::AppCommServer;
 use super::connections::Server;
+use super::restored::{holder_key, own_key};
+use super::timelines::Step;
 use crate::endpoints::{Asked, Keeping, Proxy, ReplyTo, listener_is_gone, watch_process};
 use crate::operations::{
     AppRegisterServer, AppServerRegistered, AppUnregisterServer, AppcommReplayConnect, ApplicationSpec, OnDivergence, Policy, ServerRow,
@@ -188,7 +188,15 @@ impl AppCommServer {
     }
 
     /// The address that a bind gets, with its port; or the errno.
-    fn claim(&mut self, asked: Endpoint, name: &str, life: Option<Incarnation>, reuse_port: bool, holder: &OwnedFd, context: &mut Context<'_>) -> Result<Endpoint, i32> {
+    fn claim(
+        &mut self,
+        asked: Endpoint,
+        name: &str,
+        life: Option<Incarnation>,
+        reuse_port: bool,
+        holder: &OwnedFd,
+        context: &mut Context<'_>,
+    ) -> Result<Endpoint, i32> {
         let known = self.services.get_mut(&asked.unmapped()).filter(|_| asked.port != 0);
         if let Some(known) = known {
             if known.name != name {

@@ -15,7 +15,8 @@ use rustix::process::Signal;
 use super::standby::Standbys;
 use super::{AppOversight, Application, MAX_APPLICATIONS, kill_group};
 use crate::operations::{
-    AppFence, AppFenceDone, AppFenced, AppOverseer, AppReport, AppStopped, AppTakeOver, AppTakenOver, ApplicationState, DaemonRegistered, LaunchId,
+    AppFence, AppFenceDone, AppFenced, AppOverseer, AppReport, AppStopped, AppTakeOver, AppTakenOver, ApplicationState, DaemonRegistered,
+    LaunchId,
 };
 
 impl AppOversight {
@@ -127,7 +128,8 @@ impl AppOversight {
     /// `MSG_APP_FENCE`: it runs on another node by now.
     pub(super) fn fence(&mut self, fence: &AppFence, context: &mut Context<'_>) {
         let before = |app: &&mut Application| app.launch == fence.launch && app.epoch < fence.below && app.incarnation < fence.below;
-        let standbys: Vec<u32> = self.applications.get_mut(&fence.name).filter(before).map_or_else(Vec::new, |app| app.standbys.pids().collect());
+        let standbys: Vec<u32> =
+            self.applications.get_mut(&fence.name).filter(before).map_or_else(Vec::new, |app| app.standbys.pids().collect());
         if !standbys.is_empty() {
             self.end_standbys(&fence.name, context);
             standbys.into_iter().for_each(|pid| kill_group(pid, Signal::KILL));

@@ -81,7 +81,9 @@ impl AppOversight {
         let captured: CapturedElement = rmp_serde::from_slice(state).map_err(|error| error.to_string())?;
         self.leaving = captured.leaving;
         self.restored = true;
-        for Captured { spec, state, pid, born, incarnation, restarts, instance, standbys, launch, epoch, moved_from, stopping } in captured.applications {
+        for Captured { spec, state, pid, born, incarnation, restarts, instance, standbys, launch, epoch, moved_from, stopping } in
+            captured.applications
+        {
             let number = self.next_number;
             self.next_number += 1;
             let (name, pause) = (spec.name.clone(), Duration::from_millis(spec.backoff_ms));
@@ -197,7 +199,9 @@ impl AppOversight {
     pub(super) fn end_leftovers(&self, name: &str, context: &mut Context<'_>) {
         let known = self.applications.get(name).map(Application::known_instances).unwrap_or_default();
         let known: Vec<_> = known.iter().map(u64::to_string).collect();
-        self.kill_started_here(context, |service, instance| service == name.as_bytes() && !known.iter().any(|known| known.as_bytes() == instance));
+        self.kill_started_here(context, |service, instance| {
+            service == name.as_bytes() && !known.iter().any(|known| known.as_bytes() == instance)
+        });
     }
 
     /// Nothing is known of an earlier life: the ARMOR has died together with its vault, or its captured state is lost. What it had started and lives on has no connection

@@ -85,9 +85,10 @@ impl Standbys {
     }
 
     pub(super) fn status(&self, wanted: StandbyCount) -> serde_json::Value {
-        let instances = self.instances.iter().map(|instance| {
-            serde_json::json!({ "pid": instance.pid, "state": if instance.held { "waiting" } else { "starting" } })
-        });
+        let instances = self
+            .instances
+            .iter()
+            .map(|instance| serde_json::json!({ "pid": instance.pid, "state": if instance.held { "waiting" } else { "starting" } }));
         serde_json::json!({ "wanted": wanted.0, "instances": instances.collect::<Vec<_>>(), "died": self.died, "given_up": self.given_up })
     }
 
@@ -159,7 +160,8 @@ impl AppOversight {
         let Some(application) = self.applications.get_mut(&held.name) else { return };
         if application.standbys.held(held.instance, Instant::now()) {
             context.state_changed();
-            let pid = application.standbys.instances.iter().find(|instance| instance.number == held.instance).map_or(0, |instance| instance.pid);
+            let pid =
+                application.standbys.instances.iter().find(|instance| instance.number == held.instance).map_or(0, |instance| instance.pid);
             context.event(Event::new("standby-ready").with("service", &held.name).with("pid", pid));
             self.start_standby(&held.name, context);
         }

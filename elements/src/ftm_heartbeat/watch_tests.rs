@@ -6,7 +6,8 @@ use std::hash::{BuildHasher as _, Hasher as _};
 use super::*;
 
 const NODE: ArmorId = ArmorId(7);
-const TIMING: Timing = Timing { interval: Duration::from_millis(100), limit: Duration::from_millis(300), busy: Duration::from_millis(3000) };
+const TIMING: Timing =
+    Timing { interval: Duration::from_millis(100), limit: Duration::from_millis(300), busy: Duration::from_millis(3000) };
 
 fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
@@ -221,7 +222,9 @@ fn a_daemon_that_restarts_within_the_limit_has_not_failed_and_one_that_stays_awa
         let mut world = World::new(seed, 0, 10);
         world.link_gone = 1050..4000;
         world.until(7000);
-        let [(at, Act::Failed(NODE, _, Why::LinkGone)), (back, Act::Back(NODE))] = world.told[..] else { panic!("seed {seed}: {:?}", world.told) };
+        let [(at, Act::Failed(NODE, _, Why::LinkGone)), (back, Act::Back(NODE))] = world.told[..] else {
+            panic!("seed {seed}: {:?}", world.told)
+        };
         assert_eq!(at, 1350, "seed {seed}");
         assert!((4000..=4030).contains(&back), "seed {seed}: back at {back}");
     }
@@ -275,7 +278,9 @@ fn a_node_that_an_earlier_life_watched_fails_again_or_comes_back() {
                 match act {
                     Act::Ask(_, sequence) if answers => watch.replied(NODE, sequence, now),
                     Act::Ask(..) => {}
-                    Act::LookAtLink(_) => watch.link_state(NODE, LinkState { linked: false, acknowledged: None, unacknowledged: false }, now),
+                    Act::LookAtLink(_) => {
+                        watch.link_state(NODE, LinkState { linked: false, acknowledged: None, unacknowledged: false }, now)
+                    }
                     act => told.push(act),
                 }
             }
