@@ -1,6 +1,6 @@
 //! `ftm_heartbeat`: the FTM asks every daemon whether it lives (thesis §3.3.1).
 //!
-//! When a node has failed is decided by [`watch`]. The nodes outlive this ARMOR: a node that dies together with the FTM's process is missed by the next one.
+//! When a node has failed is decided by `watch`. The nodes outlive this ARMOR: a node that dies together with the FTM's process is missed by the next one.
 //! Subscribes: `MSG_DAEMON_REGISTER` (learns the daemons), `MSG_HEARTBEAT_REPLY`, `MSG_LINK_LOST` (asks at once), `MSG_LINK_STATE`.
 //! Emits: `MSG_HEARTBEAT`, and to this ARMOR `MSG_LINK_QUERY`, `MSG_NODE_FAILED`, `MSG_NODE_BACK`.
 //! Configuration: `interval_ms`, `misses`, `busy_ms`; see [`Config`].
