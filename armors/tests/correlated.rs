@@ -294,7 +294,7 @@ fn in_the_middle_of_a_migration(stage: &Stage) -> [i32; 2] {
     let silent = ["vault.pid", "pid"].map(|file| stage.nodes.process("c", "c", file));
     silent.iter().for_each(|pid| signal(*pid, Signal::STOP));
     stage.nodes.kill_node("b");
-    stage.nodes.wait_for_events("app-moving", 1);
+    stage.nodes.wait_for_events("application-moving", 1);
     silent
 }
 
@@ -334,7 +334,7 @@ fn the_new_node_dies_while_the_server_is_replayed_there() {
     stage.nodes.kill_node("c");
     stage.finishes_identical(client);
     stage.server("d");
-    assert_eq!(stage.nodes.events("app-moved").len(), 2, "{}", stage.nodes.logs());
+    assert_eq!(stage.nodes.events("application-moved").len(), 2, "{}", stage.nodes.logs());
 }
 
 #[test]
@@ -401,7 +401,7 @@ fn twenty_clients_on_two_nodes_go_on_when_their_servers_node_dies() {
     }
     stage.nothing_went_wrong();
     stage.server("f");
-    assert_eq!(stage.nodes.events("app-moved").len(), 1, "{}", stage.nodes.logs());
+    assert_eq!(stage.nodes.events("application-moved").len(), 1, "{}", stage.nodes.logs());
 }
 
 // Nodes in network namespaces of their own.
@@ -449,7 +449,7 @@ fn the_clients_node_is_cut_off_in_the_middle_of_a_migration_and_its_streams_go_o
     stage.stands_still(1);
     stage.nodes.kill_node("b");
     stage.nodes.cut("d");
-    stage.nodes.wait_for_events("app-moved", 1);
+    stage.nodes.wait_for_events("application-moved", 1);
     stage.nodes.wait_for_events("node-failed", 2);
     assert_eq!(stage.nodes.events("connection-recovered"), Vec::<Value>::new(), "{}", stage.nodes.logs());
     stage.nodes.mend("d");

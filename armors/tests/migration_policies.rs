@@ -41,7 +41,7 @@ fn a_download_goes_on(policy: &str) {
     let output = curl.wait_with_output().unwrap();
     assert!(output.status.success(), "curl: {}\n{}", text(&output), nodes.logs());
     assert!(std::fs::read(&file).unwrap() == content, "another stream\n{}", nodes.logs());
-    assert_eq!(nodes.events("app-moved").len(), 1, "{}", nodes.logs());
+    assert_eq!(nodes.events("application-moved").len(), 1, "{}", nodes.logs());
     nodes.wait_for("the server", || nodes.pid("c", "files"));
     nothing_happened(&nodes, &["connection-reset", "connection-lost", "replay-lost"]);
 }
@@ -87,7 +87,7 @@ fn redis_cli_loses_no_command_when_the_node_of_redis_dies() {
     }
     let size = nodes.run("f", &["redis-cli", "-p", &port, "DBSIZE"]).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&size.stdout).trim(), COMMANDS.to_string(), "{}", text(&size));
-    assert_eq!(nodes.events("app-moved").len(), 1, "{}", nodes.logs());
+    assert_eq!(nodes.events("application-moved").len(), 1, "{}", nodes.logs());
     nothing_happened(&nodes, &["connection-reset", "connection-diverged", "connection-lost", "replay-lost"]);
 }
 
