@@ -3,17 +3,19 @@
 //! Purpose: one supervised process group per application, watched by pidfd, restarted at once when it fails, with a limit
 //! and a growing pause when it fails young. Lives in the daemon or in an Execution ARMOR (thesis §6.3).
 //! Subscribes: `MSG_APP_LAUNCH`, `MSG_APP_STOP`, `MSG_APP_HUNG`, `MSG_APP_STANDBY_HELD`, `MSG_APP_FLOWS`, `MSG_APP_TAKE_OVER`, `MSG_APP_FENCE`,
-//! `MSG_DAEMON_REGISTERED`. Emits: `MSG_APP_LAUNCHED`, `MSG_APP_STOPPED`, `MSG_APP_STARTED`, `MSG_APP_IS_OVER`, `MSG_APP_FAILED`, `MSG_APP_STANDBY_STARTED`,
+//! `MSG_DAEMON_REGISTERED`, `MSG_LEASE_TOLD`. Emits: `MSG_APP_LAUNCHED`, `MSG_APP_STOPPED`, `MSG_APP_STARTED`, `MSG_APP_IS_OVER`, `MSG_APP_FAILED`, `MSG_APP_STANDBY_STARTED`,
 //! `MSG_APP_STANDBY_ENDED`, `MSG_APP_FENCED`; to the FTM (acknowledged) `MSG_APP_OVERSEER`, `MSG_APP_REPORT`, `MSG_APP_TAKEN_OVER`,
 //! `MSG_APP_FENCE_DONE`.
 //! Configuration: `stop_grace_ms` (between SIGTERM and SIGKILL), `max_log_bytes` (an application's log is begun anew at a restart beyond it),
 //! `labels` (what this node says of itself, for placement).
-//! What waits for a failure is in `standby`, what moves between nodes in `moving`, what hangs in `hangs`.
+//! What waits for a failure is in `standby`, what moves between nodes in `moving`, what hangs in `hangs`, what a node's isolation ends in `isolation`.
 //!
 //! Invariants: APP_COMM_SERVER, in the same thread, is told of a life before its process can say anything; never two lives of an application at once: its whole process group is killed before the next one starts.
 
 #[path = "app_oversight/hangs.rs"]
 mod hangs;
+#[path = "app_oversight/isolation.rs"]
+mod isolation;
 #[path = "app_oversight/moving.rs"]
 mod moving;
 #[path = "app_oversight/restored.rs"]
@@ -41,6 +43,7 @@ use crate::operations::{
     AppFailed, AppFenceDone, AppFenced, AppIsOver, AppLaunch, AppLaunched, AppOverseer, AppReport, AppStandbyEnded, AppStandbyStarted,
     AppStarted, AppStop, AppStopped, AppTakenOver, ApplicationSpec, ApplicationState, Labels, LaunchId, check_labels,
 };
+use isolation::Isolation;
 use standby::{Instance, Standbys};
 
 /// Most applications per ARMOR; one more is refused.
@@ -107,6 +110,7 @@ pub struct AppOversight {
     keeping: Keeping,
     /// How processes of an earlier life have ended.
     exits: VecDeque<Exited>,
+    isolation: Isolation,
 }
 
 /// Timer tokens: an application's number, and what is due.
@@ -141,6 +145,7 @@ impl Element for AppOversight {
             restored: false,
             keeping,
             exits,
+            isolation: Isolation::default(),
         })
     }
 
@@ -154,6 +159,7 @@ impl Element for AppOversight {
             .on(Self::take_over)
             .on(Self::fence)
             .on(Self::registered)
+            .on(Self::lease_told)
             .emits::<AppFenced>()
             .emits::<AppOverseer>()
             .emits::<AppReport>()
@@ -174,6 +180,7 @@ impl Element for AppOversight {
         let logs = self.run_dir.join("logs");
         std::fs::create_dir_all(&logs).map_err(|error| format!("{}: {error}", logs.display()))?;
         self.keeping.watch(context, Self::process_exited, |_| {});
+        self.take_up_lease(context);
         self.take_up(context);
         if context.setup().kind == "execution" {
             // A daemon does so when the FTM has heard of it.
@@ -191,6 +198,9 @@ impl Element for AppOversight {
     }
 
     fn timer(&mut self, token: u64, context: &mut Context<'_>) {
+        if token == isolation::TIMER {
+            return self.lease_timer(context);
+        }
         let Some(name) = self.applications.iter().find(|(_, app)| app.number == token >> 1).map(|(name, _)| name.clone()) else { return };
         match token & 1 {
             RESTART => self.begin(&name, context),
@@ -214,7 +224,7 @@ impl Element for AppOversight {
                 })
             })
             .collect();
-        serde_json::json!({ "applications": applications })
+        serde_json::json!({ "applications": applications, "isolated": self.isolation.status() })
     }
 
     fn leave(&mut self, context: &mut Context<'_>) {
@@ -265,7 +275,7 @@ impl AppOversight {
         } else if self.applications.len() >= MAX_APPLICATIONS && !self.applications.contains_key(&name) {
             Some(format!("{MAX_APPLICATIONS} applications are supervised here already"))
         } else {
-            None
+            self.isolation.refusal()
         };
         if let Some(error) = refusal {
             context.send_to(asker, AppLaunched { name, pid: 0, error });
@@ -479,6 +489,9 @@ impl AppOversight {
     fn stop_application(&mut self, asked: &AppStop, context: &mut Context<'_>) {
         let asker = context.source();
         let name = asked.name.clone();
+        if self.stop_isolated(&name, context) {
+            return context.send_to(asker, AppStopped { name, error: String::new() });
+        }
         match self.applications.get_mut(&name) {
             Some(application) if application.state == ApplicationState::Running => {
                 application.stopping = Some(asker);

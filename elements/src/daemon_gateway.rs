@@ -3,9 +3,9 @@
 //!
 //! Purpose: listens on `<run_dir>/armor.sock`; the first frame of a link is `MSG_ARMOR_ATTACH`, to this ARMOR or, when the
 //! speaker does not know it, to -1: the answer is then `MSG_DAEMON_HELLO`. Belongs before `daemon_tcp_mgmt` in a composition.
-//! Subscribes: `MSG_ROUTE`, `MSG_ARMOR_ATTACH`, `MSG_DAEMON_REGISTERED`, `MSG_STATE_MEMORY`, `MSG_LINK_CHANGED`.
-//! Emits: `MSG_ARMOR_ATTACH` (to this ARMOR's other elements), `MSG_ARMOR_INSTALLED` (acknowledged), `MSG_STATE_MEMORY` and `MSG_LINK_CHANGED` (to attached
-//! ARMORs).
+//! Subscribes: `MSG_ROUTE`, `MSG_ARMOR_ATTACH`, `MSG_DAEMON_REGISTERED`, `MSG_STATE_MEMORY`, `MSG_LINK_CHANGED`, `MSG_LEASE_TOLD`.
+//! Emits: `MSG_ARMOR_ATTACH` (to this ARMOR's other elements), `MSG_ARMOR_INSTALLED` (acknowledged), `MSG_STATE_MEMORY`, `MSG_LINK_CHANGED` and
+//! `MSG_LEASE_TOLD` (to attached ARMORs).
 //! Configuration: none.
 //!
 //! Invariant: only processes of this user or of root may attach.
@@ -27,7 +27,7 @@ use serde::Deserialize;
 use tokio::net::{UnixListener, UnixStream};
 
 use crate::links::{Closed, Link, LinkId, LinkOwner, Sent, Stream, Waiting, encode, introduction};
-use crate::operations::{ArmorAttach, ArmorInstalled, DaemonHello, DaemonRegistered, LinkChanged, StateMemory};
+use crate::operations::{ArmorAttach, ArmorInstalled, DaemonHello, DaemonRegistered, LeaseTold, LinkChanged, StateMemory};
 
 /// Most processes attached at once.
 const MAX_LINKS: usize = 4096;
@@ -50,6 +50,8 @@ pub struct DaemonGateway {
     dropped: u64,
     /// What the FTM remembers by, for ARMORs that attach.
     ftm_memory: Option<u64>,
+    /// This node's lease, for them too.
+    lease: Option<LeaseTold>,
 }
 
 /// No keys.
@@ -88,6 +90,7 @@ impl Element for DaemonGateway {
             ticking: false,
             dropped: 0,
             ftm_memory: None,
+            lease: None,
         })
     }
 
@@ -98,10 +101,12 @@ impl Element for DaemonGateway {
             .on(Self::registered)
             .on(Self::memory)
             .on(Self::link_changed)
+            .on(Self::lease)
             .emits::<ArmorAttach>()
             .emits::<ArmorInstalled>()
             .emits::<StateMemory>()
             .emits::<LinkChanged>()
+            .emits::<LeaseTold>()
             .emits::<SendReliable>();
     }
 
@@ -242,6 +247,9 @@ impl DaemonGateway {
             }
             // It may have been attached to an earlier life of this daemon, which has taken messages along.
             context.send_to(attach.armor, LinkChanged { peer: context.armor() });
+            if let Some(lease) = &self.lease {
+                context.send_to(attach.armor, lease.clone());
+            }
         }
         // The pid of the socket is the kernel's word.
         context.send_to(context.armor(), ArmorAttach { pid, ..attach });
@@ -277,6 +285,14 @@ impl DaemonGateway {
     fn link_changed(&mut self, up: &LinkChanged, context: &mut Context<'_>) {
         for armor in self.attached.keys().filter(|armor| !armor.is_ephemeral()) {
             context.send_to(*armor, up.clone());
+        }
+    }
+
+    /// The ARMORs of this node keep to its lease by themselves, also when this daemon cannot tell them any more that it has run out.
+    fn lease(&mut self, lease: &LeaseTold, context: &mut Context<'_>) {
+        self.lease = Some(lease.clone());
+        for armor in self.attached.keys().filter(|armor| !armor.is_ephemeral()) {
+            context.send_to(*armor, lease.clone());
         }
     }
 

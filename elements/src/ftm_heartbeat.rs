@@ -1,12 +1,15 @@
 //! `ftm_heartbeat`: the FTM asks every daemon whether it lives (thesis §3.3.1).
 //!
 //! When a node has failed is decided by `watch`. The nodes outlive this ARMOR: a node that dies together with the FTM's process is missed by the next one.
-//! Subscribes: `MSG_DAEMON_REGISTER` (learns the daemons), `MSG_HEARTBEAT_REPLY`, `MSG_LINK_LOST` (asks at once), `MSG_LINK_STATE`.
-//! Emits: `MSG_HEARTBEAT`, and to this ARMOR `MSG_LINK_QUERY`, `MSG_NODE_FAILED`, `MSG_NODE_BACK`.
+//! Subscribes: `MSG_DAEMON_REGISTER` (learns the daemons), `MSG_HEARTBEAT_REPLY`, `MSG_LEASE_ASK` (granted: see `node_lease`), `MSG_LINK_LOST` (asks at once), `MSG_LINK_STATE`.
+//! Emits: `MSG_HEARTBEAT`, `MSG_LEASE_GRANTED`, and to this ARMOR `MSG_LINK_QUERY`, `MSG_NODE_FAILED`, `MSG_NODE_BACK`.
 //! Configuration: `interval_ms`, `misses`, `busy_ms`; see [`Config`].
 //!
 //! Invariant: in one life a failure is told once; a daemon that answers again is told back.
 
+#[cfg(test)]
+#[path = "ftm_heartbeat/lease_tests.rs"]
+mod lease_tests;
 #[path = "ftm_heartbeat/watch.rs"]
 mod watch;
 
@@ -19,7 +22,9 @@ use armor_proto::ids::ArmorId;
 use serde::{Deserialize, Serialize};
 
 use self::watch::{Act, State, Timing, Watch};
-use crate::operations::{DaemonRegister, Heartbeat, HeartbeatReply, LinkLost, LinkQuery, LinkState, NodeBack, NodeFailed};
+use crate::operations::{
+    DaemonRegister, Heartbeat, HeartbeatReply, LeaseAsk, LeaseGranted, LinkLost, LinkQuery, LinkState, NodeBack, NodeFailed,
+};
 
 const MAX_NODES: usize = 4096;
 
@@ -90,9 +95,11 @@ impl Element for FtmHeartbeat {
         operations
             .on(Self::registered)
             .on(Self::reply)
+            .on(Self::lease_asked)
             .on(Self::link_lost)
             .on(Self::link_state)
             .emits::<Heartbeat>()
+            .emits::<LeaseGranted>()
             .emits::<LinkQuery>()
             .emits::<NodeFailed>()
             .emits::<NodeBack>();
@@ -170,6 +177,16 @@ impl FtmHeartbeat {
     fn reply(&mut self, reply: &HeartbeatReply, context: &mut Context<'_>) {
         let now = Instant::now();
         self.watch.replied(reply.armor, reply.sequence, now);
+        self.carry_out(now, context);
+    }
+
+    /// A daemon wants to know that it was heard, as of a moment on its own clock. It is a sign of life.
+    fn lease_asked(&mut self, ask: &LeaseAsk, context: &mut Context<'_>) {
+        let now = Instant::now();
+        if self.watch.spoke(ask.armor, now) {
+            let limit_ms = self.watch.limit().as_millis() as u64;
+            context.send_to(ask.armor, LeaseGranted { life: ask.life, asked_us: ask.asked_us, limit_ms });
+        }
         self.carry_out(now, context);
     }
 

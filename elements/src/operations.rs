@@ -2,6 +2,7 @@
 
 mod application;
 mod health;
+mod lease;
 mod placement;
 mod ready;
 mod reattach;
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 pub use application::{ApplicationSpec, ApplicationState, OnDivergence, Policy, check_name};
 pub use health::Health;
+pub use lease::since_boot;
 pub use placement::{Labels, LaunchId, PlacedAddress, Placement, check_labels};
 pub use ready::{ReadyQuestion, SpokenBytes};
 pub use reattach::{ReattachPolicy, ReattachSpec};
@@ -78,6 +80,12 @@ armor_proto::operations! { ELEMENT_OPERATIONS;
     0x0115 MSG_LINK_QUERY => pub struct LinkQuery { peer: ArmorId }
     /// Answer. `acknowledged_ms`: since the peer's kernel has acknowledged something; `unacknowledged`: something waits for that.
     0x0116 MSG_LINK_STATE => pub struct LinkState { peer: ArmorId, linked: bool, acknowledged_ms: Option<u32>, unacknowledged: bool }
+    /// With a heartbeat's answer, from a daemon to the FTM: may its applications run on? `asked_us`: on the daemon's clock.
+    0x0117 MSG_LEASE_ASK => pub struct LeaseAsk { armor: ArmorId, life: u64, asked_us: u64 }
+    /// Answer, with what was asked: the FTM has heard it, and tells no failure of the node before it has been silent for `limit_ms` from now.
+    0x0118 MSG_LEASE_GRANTED => pub struct LeaseGranted { life: u64, asked_us: u64, limit_ms: u64 }
+    /// Inside a node: until when what may run elsewhere may run here, in microseconds since it was booted; absent: for ever. `opening`: the daemon has just begun.
+    0x0119 MSG_LEASE_TOLD => pub struct LeaseTold { until_us: Option<u64>, opening: bool }
     /// Install an ARMOR on this node from a composition.
     0x0120 MSG_INSTALL_ARMOR => pub struct InstallArmor { name: String, composition: String }
     /// Outcome of an installation; `run_dir` is where its applications hook up.

@@ -39,6 +39,9 @@ pub(crate) struct Up {
     /// What the nodes that are started say of themselves; services choose by it where they may move when their node fails
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = super::launch::variable)]
     labels: Vec<(String, String)>,
+    /// What becomes of applications that may move when their node does not hear its FTM: they "serve" on, or are killed ("stop") before they are started elsewhere
+    #[arg(long, value_name = "WHAT", value_parser = ["serve", "stop"])]
+    isolated: Option<String>,
     #[command(flatten)]
     place: Place,
 }
@@ -77,6 +80,7 @@ impl Up {
             let directory = base.armor(name);
             let mut settings = vec![format!("daemon_tcp_mgmt.ftm={ftm}"), format!("daemon_tcp_mgmt.listen={listen}")];
             settings.extend(labels_setting(&self.labels)?);
+            settings.extend(self.isolated.iter().map(|what| format!("node_lease.isolated={what}")));
             // ARMORs that a dead daemon has installed live on and are taken up by its next life.
             let life = if directory.installed().is_empty() { Life::New(settings) } else { Life::Next(settings) };
             started.armor(&base, &directory, "daemon", &life, &mut text)?;

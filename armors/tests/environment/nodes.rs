@@ -144,8 +144,13 @@ impl Nodes {
 
     /// One more node, with its daemon.
     pub fn join(&mut self, name: &str) {
+        self.join_with(name, &[]);
+    }
+
+    /// The same; `options` are those of its `armor up`.
+    pub fn join_with(&mut self, name: &str, options: &[&str]) {
         self.add(name);
-        self.start(name, &[]);
+        self.start(name, options);
     }
 
     /// Starts what does not run on a node: its daemon, and on the first one the FTM.

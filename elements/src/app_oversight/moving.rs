@@ -33,6 +33,12 @@ impl AppOversight {
     }
 
     pub(super) fn report_all(&self, context: &mut Context<'_>) {
+        // What was stopped could not be taken over here yet, and would go elsewhere. All is told when there is a lease.
+        if self.isolation.is_isolated() {
+            return;
+        }
+        // Before what runs is told: so an FTM that has forgotten them learns of them, and has them started again.
+        self.report_isolated(context);
         // Those that are over too: they are not forgotten, as their reports say.
         let launches = self.applications.values().map(|app| app.launch).collect();
         let labels = self.config.labels.clone();
@@ -87,6 +93,9 @@ impl AppOversight {
         if self.ending {
             return Err("this ARMOR is ending".to_owned());
         }
+        if let Some(refusal) = self.isolation.refusal() {
+            return Err(refusal);
+        }
         self.make_room();
         if self.applications.len() >= MAX_APPLICATIONS && !self.applications.contains_key(&spec.name) {
             return Err(format!("{MAX_APPLICATIONS} applications are supervised here already"));
@@ -113,6 +122,7 @@ impl AppOversight {
             epoch: order.incarnation,
             moved_from: Some(order.moved_from.clone()).filter(|from| *from != self.node),
         };
+        self.isolation.stopped.remove(&name);
         self.applications.insert(name.clone(), taken);
         if self.restored {
             // It may have been started just before the death of this ARMOR, without a word.
@@ -147,6 +157,10 @@ impl AppOversight {
             self.applications.remove(&fence.name);
             context.state_changed();
             context.send_to(context.armor(), AppFenced { name: fence.name.clone() });
+        }
+        if self.isolation.stopped.get(&fence.name).is_some_and(|app| app.launch == fence.launch && app.incarnation < fence.below) {
+            self.isolation.stopped.remove(&fence.name);
+            context.state_changed();
         }
         let done = AppFenceDone { launch: fence.launch, overseer: context.armor() };
         context.send_reliable(Message::to(ArmorId::FTM, done));

@@ -52,66 +52,74 @@ struct CapturedElement {
     applications: Vec<Captured>,
     /// Standbys that are being ended.
     leaving: Vec<Instance>,
+    /// Applications that were stopped because the node was isolated.
+    #[serde(default)]
+    isolated: Vec<Captured>,
 }
 
 impl AppOversight {
     pub(super) fn captured(&self) -> Option<Vec<u8>> {
-        let captured: Vec<_> = self
-            .applications
-            .values()
-            .map(|application| Captured {
-                spec: application.spec.clone(),
-                state: application.state,
-                pid: application.pid,
-                born: application.born,
-                incarnation: application.incarnation,
-                restarts: application.restarts,
-                instance: application.instance,
-                standbys: application.standbys.clone(),
-                launch: application.launch,
-                epoch: application.epoch,
-                moved_from: application.moved_from.clone(),
-                stopping: application.stopping.is_some(),
-            })
-            .collect();
-        rmp_serde::to_vec(&CapturedElement { applications: captured, leaving: self.leaving.clone() }).ok()
+        let captured = |application: &Application| Captured {
+            spec: application.spec.clone(),
+            state: application.state,
+            pid: application.pid,
+            born: application.born,
+            incarnation: application.incarnation,
+            restarts: application.restarts,
+            instance: application.instance,
+            standbys: application.standbys.clone(),
+            launch: application.launch,
+            epoch: application.epoch,
+            moved_from: application.moved_from.clone(),
+            stopping: application.stopping.is_some(),
+        };
+        let applications = self.applications.values().map(captured).collect();
+        let isolated = self.isolation.stopped.values().map(captured).collect();
+        rmp_serde::to_vec(&CapturedElement { applications, leaving: self.leaving.clone(), isolated }).ok()
     }
 
     pub(super) fn take_back(&mut self, state: &[u8]) -> Result<(), String> {
         let captured: CapturedElement = rmp_serde::from_slice(state).map_err(|error| error.to_string())?;
         self.leaving = captured.leaving;
         self.restored = true;
-        for Captured { spec, state, pid, born, incarnation, restarts, instance, standbys, launch, epoch, moved_from, stopping } in
-            captured.applications
-        {
-            let number = self.next_number;
-            self.next_number += 1;
-            let (name, pause) = (spec.name.clone(), Duration::from_millis(spec.backoff_ms));
-            let (started, failures, hung_at_ms) = (Instant::now(), VecDeque::new(), None);
-            // Who asked waits no more, or asks again.
-            let stopping = stopping.then_some(ArmorId::NONE);
-            let taken = Application {
-                spec,
-                state,
-                pid,
-                born,
-                instance,
-                incarnation,
-                started,
-                failures,
-                restarts,
-                pause,
-                stopping,
-                hung_at_ms,
-                number,
-                standbys,
-                launch,
-                epoch,
-                moved_from,
-            };
-            self.applications.insert(name, taken);
+        for captured in captured.applications {
+            let taken = self.application_of(captured);
+            self.applications.insert(taken.spec.name.clone(), taken);
+        }
+        for captured in captured.isolated {
+            let taken = self.application_of(captured);
+            self.isolation.stopped.insert(taken.spec.name.clone(), taken);
         }
         Ok(())
+    }
+
+    fn application_of(&mut self, captured: Captured) -> Application {
+        let Captured { spec, state, pid, born, incarnation, restarts, instance, standbys, launch, epoch, moved_from, stopping } = captured;
+        let number = self.next_number;
+        self.next_number += 1;
+        let pause = Duration::from_millis(spec.backoff_ms);
+        let (started, failures, hung_at_ms) = (Instant::now(), VecDeque::new(), None);
+        // Who asked waits no more, or asks again.
+        let stopping = stopping.then_some(ArmorId::NONE);
+        Application {
+            spec,
+            state,
+            pid,
+            born,
+            instance,
+            incarnation,
+            started,
+            failures,
+            restarts,
+            pause,
+            stopping,
+            hung_at_ms,
+            number,
+            standbys,
+            launch,
+            epoch,
+            moved_from,
+        }
     }
 
     /// Oversees what runs, and starts what was to be started.

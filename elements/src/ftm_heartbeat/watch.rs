@@ -135,30 +135,41 @@ impl Watch {
         })
     }
 
-    /// A daemon has registered: it lives. One that had failed is asked at once; it is back when it answers.
+    /// A daemon has registered: it lives. It is asked at once: one that had failed is back when it answers, and one that needs a lease gets it.
     pub(super) fn registered(&mut self, armor: ArmorId, name: &str, now: Instant) {
         let limit = self.timing.limit;
         let node = self.node(armor, name, now);
-        if node.state == State::Failed {
-            self.ask(armor, now);
-        } else {
+        if node.state != State::Failed {
             node.hear(now, limit);
         }
+        self.ask(armor, now);
     }
 
     pub(super) fn replied(&mut self, armor: ArmorId, sequence: u64, now: Instant) {
-        let limit = self.timing.limit;
         let Some(node) = self.nodes.get_mut(&armor) else { return };
-        node.hear(now, limit);
         if let Some((_, sent)) = self.sent.iter().find(|(number, _)| *number == sequence) {
             node.round_trip = Some(now.saturating_duration_since(*sent));
         }
+        self.spoke(armor, now);
+    }
+
+    /// A node is heard, and has not failed any more. Says whether it is watched.
+    pub(super) fn spoke(&mut self, armor: ArmorId, now: Instant) -> bool {
+        let limit = self.timing.limit;
+        let Some(node) = self.nodes.get_mut(&armor) else { return false };
+        node.hear(now, limit);
         let had_failed = node.state == State::Failed || node.told_failed;
         node.state = State::Alive;
         node.told_failed = false;
         if had_failed {
             self.acts.push_back(Act::Back(armor));
         }
+        true
+    }
+
+    /// No failure is told before a node has been silent for so long.
+    pub(super) fn limit(&self) -> Duration {
+        self.timing.limit
     }
 
     /// The own link to a node has ended.

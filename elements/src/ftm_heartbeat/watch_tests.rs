@@ -172,7 +172,8 @@ fn a_node_that_dies_is_found_after_two_to_three_intervals_and_once() {
         world.kernel_dead_from = dies;
         world.until(5000);
         let [(at, Act::Failed(NODE, _, Why::KernelSilent))] = world.told[..] else { panic!("seed {seed}: {:?}", world.told) };
-        assert!((200..=310).contains(&(at - dies)), "seed {seed}: after {} ms", at - dies);
+        // A heartbeat that is under way when it dies is never answered.
+        assert!((195..=310).contains(&(at - dies)), "seed {seed}: after {} ms", at - dies);
     }
 }
 
