@@ -312,7 +312,7 @@ impl AppCommClient {
     }
 
     fn connect(&mut self, asked: Asked, context: &mut Context<'_>) {
-        let Some(asked) = self.take_over(asked, context) else { return };
+        let Some(asked) = self.reattach_if_one_waits(asked, context) else { return };
         let Request::Connect { addr, nonblocking, descriptor, .. } = asked.request else { return };
         let refuse = |errno: i32| asked.reply.send(&Reply::Connected { errno, pending: false, name: None }, None);
         let Some(server) = self.table.as_ref().and_then(|table| table.find(addr)).cloned() else {

@@ -1,6 +1,6 @@
 //! `node_lease`: until when the applications of this node may run although nothing is heard of the FTM.
 //!
-//! Purpose: with `isolated = "stop"` the node asks the FTM for a lease with each of its heartbeats. [`term`] says until when one lasts, and why it has run out before the FTM
+//! Purpose: with `isolated = "stop"` the node asks the FTM for a lease with each of its heartbeats. `term` says until when one lasts, and why it has run out before the FTM
 //! starts anything elsewhere. Overseers, in this daemon and in the ARMORs of its node, stop by themselves what may run elsewhere when it has (`app_oversight`).
 //! Subscribes: `MSG_HEARTBEAT`, `MSG_LEASE_GRANTED`. Emits: `MSG_LEASE_ASK` (to the FTM), `MSG_LEASE_TOLD` (to this ARMOR; `daemon_gateway` takes it on).
 //! Configuration: `isolated` (`"serve"`: applications go on; `"stop"`), `lease_ms`.

@@ -7,7 +7,12 @@
 //! Invariant: an application has at most one place for each connection, and a process is given none that another one has.
 //! Invariant: the places are captured before a process is told of its connection.
 
-use std::collections::{BTreeMap, VecDeque};
+#[path = "reattach/endings.rs"]
+mod endings;
+#[path = "reattach/places.rs"]
+mod places;
+
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -23,13 +28,11 @@ use serde::{Deserialize, Serialize};
 
 use super::restored::{Keys, Wait};
 use super::{AppCommClient, Client, State};
-use crate::endpoints::{ApplicationSocket, Asked, Ending, Proxy, Read, TranscriptFile, client_pair, is_exiting};
+use crate::endpoints::{ApplicationSocket, Asked, Ending, Proxy, TranscriptFile, client_pair};
 use crate::operations::{AppClientConnected, AppFailed, AppIsOver, AppStarted, ClientRow, OnDivergence, ReattachPolicy, ReattachSpec};
+use endings::end_now;
+use places::Places;
 
-/// How long an end of stream without announcement waits for the end of its process, which the kernel tells a little later.
-const FATE: Duration = Duration::from_millis(100);
-/// How many times longer for a process that is dying.
-const DYING: u32 = 20;
 /// Places of connections that are remembered of an application; beyond them none is taken up any more.
 const MOST_PLACES: usize = 65_536;
 
@@ -94,59 +97,6 @@ pub(super) struct Application {
     /// There were too many connects: none is taken up any more.
     crowded: bool,
     places: BTreeMap<Endpoint, Places>,
-}
-
-/// Connections to one address, in the order of their connects; one that is over leaves its place empty.
-#[derive(Debug, Default, Serialize, Deserialize)]
-struct Places {
-    /// Of processes before, not taken up yet.
-    lost: VecDeque<Option<ConnectionId>>,
-    /// Of the present process.
-    made: Vec<Option<ConnectionId>>,
-}
-
-impl Places {
-    /// The process has failed.
-    fn fail(&mut self) {
-        for place in self.made.drain(..).rev() {
-            self.lost.push_front(place);
-        }
-    }
-
-    /// A connection of the present process, in its next place.
-    fn make(&mut self, id: ConnectionId, policy: ReattachPolicy) {
-        if policy == ReattachPolicy::Replay {
-            self.lost.pop_front();
-        }
-        self.made.push(Some(id));
-    }
-
-    /// The present process has not got the connection: its place is for another try.
-    fn unmake(&mut self, id: ConnectionId, again: Option<ConnectionId>) -> bool {
-        let at = self.made.iter().rposition(|made| *made == Some(id));
-        if let Some(at) = at {
-            self.made.remove(at);
-            self.lost.push_front(again);
-        }
-        at.is_some()
-    }
-
-    /// The process had got it after all.
-    fn make_again(&mut self, id: ConnectionId) {
-        if self.lost.front() == Some(&Some(id)) {
-            self.lost.pop_front();
-            self.made.push(Some(id));
-        }
-    }
-
-    fn over(&mut self, id: ConnectionId) -> bool {
-        let place = self.lost.iter_mut().chain(&mut self.made).find(|place| **place == Some(id));
-        let found = place.is_some();
-        if let Some(place) = place {
-            *place = None;
-        }
-        found
-    }
 }
 
 fn group_of(pid: u32) -> Option<u32> {
@@ -313,7 +263,7 @@ impl AppCommClient {
     }
 
     /// Gives a connect of a new process a connection that waits for it. What it does not concern is given back.
-    pub(super) fn take_over(&mut self, asked: Asked, context: &mut Context<'_>) -> Option<Asked> {
+    pub(super) fn reattach_if_one_waits(&mut self, asked: Asked, context: &mut Context<'_>) -> Option<Asked> {
         let Request::Connect { addr, .. } = asked.request else { return Some(asked) };
         let Some(name) = self.supervised(asked.pid).map(|application| application.about.application.clone()) else { return Some(asked) };
         let Some(application) = self.applications.get_mut(&name) else { return Some(asked) };
@@ -397,7 +347,7 @@ impl AppCommClient {
         if connecting && policy == ReattachPolicy::Resume {
             // A connect under way is made by the next process anew.
             client.port.end.let_go();
-            self.end_lost(id, now, context);
+            self.end_lost(id, now);
             return self.turn(id, now, context);
         }
         if connecting {
@@ -449,12 +399,12 @@ impl AppCommClient {
         let Some(client) = self.clients.get_mut(&id) else { return };
         client.port.end.let_go();
         self.keeping.forget(&Keys::of(id).transcript);
-        self.end_lost(id, now, context);
+        self.end_lost(id, now);
         self.turn(id, now, context);
     }
 
     /// Ends a connection whose process is gone, or may be: the kernel says how.
-    fn end_lost(&mut self, id: ConnectionId, now: Instant, _context: &mut Context<'_>) {
+    fn end_lost(&mut self, id: ConnectionId, now: Instant) {
         let Some(client) = self.clients.get_mut(&id) else { return };
         let Some(reattach) = &mut client.reattach else { return };
         if reattach.copy.take().is_some() {
@@ -494,7 +444,7 @@ impl AppCommClient {
             EndEvent::NotReattached => {
                 self.tell(told("reattach-lost").with("reason", "no process has connected in time (within_ms)"), context);
                 let now = Instant::now();
-                self.end_lost(id, now, context);
+                self.end_lost(id, now);
                 self.turn(id, now, context);
             }
             EndEvent::TranscriptLost(why) => {
@@ -512,123 +462,6 @@ impl AppCommClient {
                 context.send_to(ArmorId::FTM, AppClientConnected { address: client.server.address, client: row, connected: false });
             }
             _ => {}
-        }
-    }
-
-    /// A stream has ended; whether anything has been decided about that.
-    pub(super) fn stream_ended(&mut self, id: ConnectionId, ending: Ending, now: Instant, context: &mut Context<'_>) {
-        let Some(client) = self.clients.get_mut(&id) else { return };
-        if ending == Ending::Half {
-            client.port.read_done = true;
-            return client.port.end.app_eof(now);
-        }
-        let keeps = client.port.end.can_reattach();
-        match client.reattach.as_mut().filter(|reattach| keeps && reattach.announced.is_none()) {
-            None => {
-                let announced = client.reattach.as_mut().and_then(|reattach| reattach.announced.take());
-                client.port.read_done = true;
-                end_now(client, if announced == Some(Announced::Aborted) { Ending::Reset } else { ending }, now);
-            }
-            // Closed or died: the announcement, or the process's fate, decides.
-            Some(reattach) => {
-                reattach.limbo = Some(ending);
-                let life = client.life;
-                self.await_fate(id, life, FATE, context);
-            }
-        }
-    }
-
-    /// The shim says that the application has closed its copy; counts if the kernel says so too.
-    pub(super) fn announced(&mut self, id: ConnectionId, aborted: bool, context: &mut Context<'_>) {
-        let now = Instant::now();
-        let announced = if aborted { Announced::Aborted } else { Announced::Closed };
-        let Some(client) = self.clients.get_mut(&id) else { return };
-        let Some(reattach) = &mut client.reattach else { return };
-        if client.port.end.is_lost() {
-            // The ARMOR was away when it was closed.
-            let ending = reattach.ending.take().unwrap_or(Ending::Gone);
-            end_now(client, if aborted { Ending::Reset } else { ending }, now);
-            let dialled = client.dialled;
-            self.applications
-                .values_mut()
-                .filter_map(|application| application.places.get_mut(&dialled))
-                .for_each(|places| places.make_again(id));
-            context.state_changed();
-        } else if reattach.copy.take().is_some() {
-            // From now on the kernel tells when the last copy is closed.
-            self.keeping.forget(&Keys::of(id).copy);
-            reattach.announced = Some(announced);
-            client.port.end.let_go();
-        } else {
-            // Nobody reads any more behind a half-close.
-            let closed = || client.port.read_done && client.port.socket.as_ref().is_some_and(ApplicationSocket::hung_up);
-            let (read, ending) = match reattach.limbo.take() {
-                Some(ending) => (Read::Finished, Some(ending)),
-                None if closed() => (Read::Finished, Some(Ending::Gone)),
-                None => client.port.read_all(now),
-            };
-            if read == Read::Paused {
-                // The end of the stream lies behind bytes for which there is no room yet.
-                reattach.announced = Some(announced);
-            }
-            if let Some(ending) = ending {
-                client.port.read_done = true;
-                match ending {
-                    Ending::Half => client.port.end.app_eof(now),
-                    ending => end_now(client, if aborted { Ending::Reset } else { ending }, now),
-                }
-            }
-        }
-        self.turn(id, now, context);
-    }
-
-    fn await_fate(&self, id: ConnectionId, life: u32, pause: Duration, context: &mut Context<'_>) {
-        let handle = context.handle::<Self>();
-        context.spawn(async move {
-            tokio::time::sleep(pause).await;
-            handle.call(|element, context| element.fate(id, life, pause, context));
-        });
-    }
-
-    /// The time for a word about the end of a stream is over.
-    fn fate(&mut self, id: ConnectionId, life: u32, waited: Duration, context: &mut Context<'_>) {
-        let now = Instant::now();
-        let Some(client) = self.clients.get_mut(&id).filter(|client| client.life == life) else { return };
-        let Some(reattach) = client.reattach.as_mut().filter(|reattach| reattach.limbo.is_some()) else { return };
-        match self.applications.get(&reattach.about.application) {
-            // The overseer will say more.
-            Some(application) if waited == FATE && application.alive && is_exiting(application.pid) => {
-                return self.await_fate(id, life, FATE * DYING, context);
-            }
-            // A process of an application that lives on has died, and nobody starts that again.
-            _ => {
-                let Some(ending) = reattach.limbo.take() else { return };
-                end_now(client, ending, now);
-            }
-        }
-        self.turn(id, now, context);
-    }
-
-    /// A connection of an earlier life of this ARMOR whose application has no end of it any more. If the application lives it may never
-    /// have got it: then it asks again.
-    pub(super) fn found_hung_up(&mut self, id: ConnectionId, context: &mut Context<'_>) {
-        let Some(client) = self.clients.get(&id).filter(|client| client.port.end.can_reattach()) else { return };
-        let Some(reattach) = &client.reattach else { return };
-        let (name, dialled) = (reattach.about.application.clone(), client.dialled);
-        let lives = self.applications.get(&name).is_some_and(|application| application.alive && !is_exiting(application.pid));
-        if lives && let Some(client) = self.clients.get_mut(&id).filter(|client| client.port.end.has_heard_process()) {
-            // It had got it, and has closed it while nobody was here to be told.
-            let now = Instant::now();
-            let ending = client.port.drain_dead(now).unwrap_or(Ending::Gone);
-            client.life += 1;
-            end_now(client, ending, now);
-            self.keeping.forget(&Keys::of(id).socket);
-            return self.turn(id, now, context);
-        }
-        self.client_lost(id, context);
-        if lives && let Some(places) = self.applications.get_mut(&name).and_then(|application| application.places.get_mut(&dialled)) {
-            places.unmake(id, Some(id));
-            context.state_changed();
         }
     }
 
@@ -668,73 +501,9 @@ impl AppCommClient {
     }
 }
 
-/// Ends a connection as its process has ended it.
-fn end_now(client: &mut Client, ending: Ending, now: Instant) {
-    match ending {
-        Ending::Half => client.port.end.app_eof(now),
-        Ending::Gone => client.port.end.app_closed(now),
-        Ending::Reset => client.port.end.app_reset(now),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const REPLAY: ReattachPolicy = ReattachPolicy::Replay;
-
-    fn ids(places: &[Option<ConnectionId>]) -> Vec<u64> {
-        places.iter().map(|place| place.map_or(0, |id| id.0)).collect()
-    }
-
-    fn state(places: &Places) -> (Vec<u64>, Vec<u64>) {
-        let lost: Vec<_> = places.lost.iter().copied().collect();
-        (ids(&lost), ids(&places.made))
-    }
-
-    #[test]
-    fn the_kth_connect_has_the_kth_place_whatever_became_of_the_others() {
-        let mut places = Places::default();
-        for id in 1..=4 {
-            places.make(ConnectionId(id), REPLAY);
-        }
-        assert!(places.over(ConnectionId(2)) && !places.over(ConnectionId(2)));
-        places.fail();
-        assert_eq!(state(&places), (vec![1, 0, 3, 4], vec![]));
-        // The second one is made anew, and this process dies before it connects again.
-        places.make(ConnectionId(1), REPLAY);
-        places.make(ConnectionId(5), REPLAY);
-        assert_eq!(state(&places), (vec![3, 4], vec![1, 5]));
-        places.fail();
-        assert_eq!(state(&places), (vec![1, 5, 3, 4], vec![]));
-    }
-
-    #[test]
-    fn a_connect_that_was_refused_does_not_count() {
-        let mut places = Places::default();
-        places.make(ConnectionId(1), REPLAY);
-        assert!(places.unmake(ConnectionId(1), None));
-        places.make(ConnectionId(2), REPLAY);
-        places.make(ConnectionId(3), REPLAY);
-        assert_eq!(state(&places).1, [2, 3]);
-        places.fail();
-        places.make(ConnectionId(2), REPLAY);
-        assert_eq!(state(&places), (vec![3], vec![2]));
-    }
-
-    #[test]
-    fn a_connection_that_a_process_may_not_have_got_waits_in_its_place() {
-        let mut places = Places::default();
-        places.make(ConnectionId(1), REPLAY);
-        places.make(ConnectionId(2), REPLAY);
-        places.fail();
-        places.make(ConnectionId(1), REPLAY);
-        assert!(places.unmake(ConnectionId(1), Some(ConnectionId(1))));
-        assert_eq!(state(&places), (vec![1, 2], vec![]));
-        // It had got it after all, and closed it.
-        places.make_again(ConnectionId(1));
-        assert_eq!(state(&places), (vec![2], vec![1]));
-    }
 
     #[test]
     fn only_processes_of_its_group_are_an_application_s() {

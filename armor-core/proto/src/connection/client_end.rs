@@ -3,55 +3,40 @@
 //! Keeps the client's bytes back to the mark and a hash of the server's bytes since the mark, so that a new server
 //! process, wherever it runs, can be brought to where the old one was.
 //!
-//! Invariant: from `replay` until the reply no frame is taken: what the client has received stands still.
 //! Invariant: a byte of the client leaves the log only when it is acknowledged and lies before the mark, or when the
 //! log bound is passed, which is reported.
+//!
+//! How it comes to a process is in `recovery`, where its mark is in `marks`, what becomes of it when the client's process dies in `process`.
 
+#[path = "client_end/marks.rs"]
+mod marks;
 #[path = "client_end/process.rs"]
 mod process;
+#[path = "client_end/recovery.rs"]
+mod recovery;
 
 use std::io::IoSlice;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 
-use super::config::{Config, OnDivergence};
+use super::config::Config;
 use super::digest::RangeHash;
 use super::error::ProtocolError;
 use super::event::{AppAction, Event};
-use super::mark::{Conversation, MarkPolicy, Prologue};
+use super::mark::{MarkPolicy, Prologue};
 use super::reattach::Reattachment;
-use super::record::{Ack, ConnectReply, ConnectRequest, Data, Direction, Mark, Record, Replay, Reset, ResetReason, Resume};
+use super::record::{Ack, Data, Direction, Mark, Record, Reset, ResetReason, Resume};
 use super::saved::{RestoreError, SavedClient, SavedReattach};
 use super::send_log::Spill;
 use super::session::{Ends, Session};
 use crate::ids::{ConnectionId, Incarnation};
+use recovery::Connecting;
 
 /// `ETIMEDOUT`, what connect(2) says when nobody answers.
 const ETIMEDOUT: i32 = 110;
 /// `ECONNREFUSED`, when a first connect was reset.
 const ECONNREFUSED: i32 = 111;
-
-/// What a reconnect makes up for.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Lost {
-    /// The server's process, perhaps with its end: another one takes its place.
-    Server,
-    /// The process of one of the two ARMORs: the server may be as it was.
-    Armor,
-}
-
-struct Connecting {
-    since: Instant,
-    /// The request is to be sent now.
-    due: bool,
-    /// It is sent again then.
-    at: Instant,
-    wait: Duration,
-    resume: Resume,
-    /// With a silence of so long before the loss the present is a mark as good as the one that holds.
-    settled: Option<(Duration, Mark)>,
-}
 
 /// The client's end. Starts by connecting; see [the module](super) for how it is driven.
 pub struct ClientEnd {
@@ -202,13 +187,6 @@ impl ClientEnd {
         self.told(bytes);
     }
 
-    /// After [`ClientEnd::restore`]: finds the server's end again, and its process if that lives.
-    pub fn resume(&mut self, now: Instant) {
-        if self.established {
-            self.reconnect(Incarnation(self.session.incarnation.0.saturating_add(1)), Lost::Armor, now);
-        }
-    }
-
     /// Lets the log go beyond the memory bound into `spill`. Call it before the next byte is read: once, when the end is new.
     pub fn set_spill(&mut self, spill: Box<dyn Spill + Send>) {
         self.session.sender.log.set_spill(spill);
@@ -331,27 +309,6 @@ impl ClientEnd {
         Ok(())
     }
 
-    /// The client is being given `bytes`.
-    fn look_at_answer(&mut self, bytes: &[u8], now: Instant) {
-        if self.hash.is_none() {
-            return;
-        }
-        let offset = self.session.receiver.written();
-        let conversation = self.conversation(now);
-        let mark = self.policy.server_answered(&conversation, bytes);
-        if let Some(mark) = mark {
-            self.set_mark(mark, 0, bytes.len() as u64);
-        }
-        self.heed_giving_up();
-        // Bytes before a mark that lies inside are not part of what a new process says.
-        let from = self.mark.s2c.saturating_sub(offset).min(bytes.len() as u64) as usize;
-        if let Some(hash) = &mut self.hash
-            && self.replayable
-        {
-            hash.update(&bytes[from..]);
-        }
-    }
-
     /// Takes an acknowledgement.
     ///
     /// # Errors
@@ -382,139 +339,6 @@ impl ClientEnd {
         Ok(())
     }
 
-    /// The service's ARMOR asks for the connect request again because a new process of this incarnation serves it
-    /// (thesis §4.5.1). One that is already known is ignored.
-    pub fn replay(&mut self, service: Incarnation, now: Instant) {
-        if service <= self.service {
-            return;
-        }
-        self.service = service;
-        let next = Incarnation(self.session.incarnation.0.saturating_add(1)).max(service);
-        self.reconnect(next, Lost::Server, now);
-    }
-
-    /// The server's end asks for the connect request again because this connection's process was lost, or its ARMOR's.
-    ///
-    /// # Errors
-    /// When it is of another connection.
-    pub fn handle_replay(&mut self, replay: &Replay, now: Instant) -> Result<(), ProtocolError> {
-        self.session.check_connection(replay.connection)?;
-        if replay.incarnation == self.session.incarnation && self.connecting.is_none() {
-            let lost = if replay.process_lives { Lost::Armor } else { Lost::Server };
-            self.reconnect(Incarnation(replay.incarnation.0.saturating_add(1)), lost, now);
-        }
-        Ok(())
-    }
-
-    fn reconnect(&mut self, incarnation: Incarnation, lost: Lost, now: Instant) {
-        if self.session.is_over() || self.session.is_finished() {
-            return;
-        }
-        let settled = match &self.connecting {
-            Some(connecting) => connecting.settled,
-            None if lost == Lost::Server => self.settled(now),
-            None => None,
-        };
-        let mut resume = self.policy.resume();
-        if self.session.receiver.fin_received() {
-            // The server has said all; nobody has to say it again.
-            resume = Resume::Present;
-        } else if resume == Resume::Mark && !self.replayable {
-            if lost == Lost::Armor {
-                resume = Resume::SameProcess;
-            } else if self.session.config.on_divergence == OnDivergence::Reset {
-                self.fail(ResetReason::NoReplay, ECONNREFUSED, now);
-                return;
-            } else {
-                self.policy.went_on_without_replay();
-                resume = Resume::Present;
-            }
-        }
-        if resume == Resume::Mark {
-            // What the client was not given yet is the new process's to say, as it likes.
-            self.session.receiver.roll_back();
-            self.session.sender.rewind(self.mark.c2s, self.prologue.said.clone());
-        }
-        self.session.suspend(incarnation);
-        let since = self.connecting.as_ref().map_or(now, |connecting| connecting.since);
-        let wait = self.session.config.retransmit_first;
-        self.connecting = Some(Connecting { since, due: true, at: now, wait, resume, settled });
-        if self.established {
-            self.session.report(Event::Reconnecting { incarnation });
-        }
-    }
-
-    /// The present as a mark, and how long the server must have been silent before it was lost for it to be one.
-    fn settled(&self, now: Instant) -> Option<(Duration, Mark)> {
-        let conversation = self.conversation(now);
-        let silence = self.hash.as_ref().and_then(|_| self.policy.settles_after(&conversation))?;
-        // A present that lies where the mark does could not be told from it in the reply.
-        (conversation.c2s_end > self.mark.c2s).then(|| (silence, conversation.present()))
-    }
-
-    /// Takes the outcome of a connect request. An old one is dropped.
-    ///
-    /// # Errors
-    /// When its numbers contradict what this end knows; the connection is then reset.
-    pub fn handle_connect_reply(&mut self, reply: &ConnectReply, now: Instant) -> Result<(), ProtocolError> {
-        self.session.check_connection(reply.connection)?;
-        if reply.requested != self.session.incarnation || self.session.is_over() {
-            return Ok(());
-        }
-        let Some(connecting) = &self.connecting else { return Ok(()) };
-        if reply.errno != 0 {
-            // While recovering it means "not yet", until the deadline; for good it is said by a reset.
-            if !self.established {
-                self.fail(ResetReason::ServerGone, reply.errno, now);
-            }
-            return Ok(());
-        }
-        let Connecting { resume, settled, .. } = *connecting;
-        let resumed = if reply.incarnation < reply.requested || reply.incarnation.0 == 0 {
-            Err(ProtocolError::Incarnation { expected: reply.requested, got: reply.incarnation })
-        } else {
-            self.session.sender.resume(&reply.c2s)
-        };
-        if let Err(error) = resumed {
-            self.fail(ResetReason::Protocol, ECONNREFUSED, now);
-            return Err(error);
-        }
-        self.connecting = None;
-        if let Some((_, present)) = settled
-            && resume == Resume::Mark
-            && reply.c2s.offset == present.c2s
-        {
-            // The server's end knows that the last answer was complete, and its new process was told nothing again.
-            self.move_mark(present);
-        }
-        self.session.start(reply.incarnation, now);
-        (self.seen, self.seen_end) = (reply.incarnation, reply.end);
-        self.service = self.service.max(reply.service);
-        if self.established {
-            let ever = self.session.sender.acked_ever();
-            let replayed = match resume {
-                Resume::Mark => ever.saturating_sub(reply.c2s.offset),
-                Resume::Present | Resume::SameProcess => 0,
-            };
-            self.recovered_at = (resume == Resume::Mark).then(|| self.session.receiver.received());
-            self.session.report(Event::Reconnected { service: reply.service, replayed });
-        } else {
-            self.established = true;
-            self.session.report(Event::Established { service: reply.service });
-        }
-        Ok(())
-    }
-
-    /// Ends the connection; the client hears a reset, or, while it still connects, `errno`.
-    fn fail(&mut self, reason: ResetReason, errno: i32, now: Instant) {
-        self.connecting = None;
-        if !self.established && !self.session.is_over() {
-            self.session.report(Event::Refused { errno });
-            self.session.set_app(false);
-        }
-        self.session.reset(reason, now);
-    }
-
     /// Asks the server's end for a sign of life now, for example because its node is suspected. If none comes the
     /// deadline runs.
     pub fn probe(&mut self) {
@@ -541,33 +365,6 @@ impl ClientEnd {
         // What is sent may go into the spill: after a restoration more of it can be in memory than there is room for.
         self.bound_log();
         sent
-    }
-
-    fn connect_request(&mut self, now: Instant) -> Option<ConnectRequest> {
-        let connecting = self.connecting.as_mut()?;
-        connecting.due = false;
-        connecting.at = now + connecting.wait;
-        connecting.wait = (connecting.wait * 2).min(self.session.config.retransmit_most);
-        let receiver = &self.session.receiver;
-        Some(ConnectRequest {
-            connection: self.session.connection,
-            incarnation: self.session.incarnation,
-            seen: self.seen,
-            seen_end: self.seen_end,
-            service: self.service,
-            resume: connecting.resume,
-            mark: Mark {
-                c2s: self.mark.c2s.saturating_sub(self.prologue.said.len() as u64),
-                s2c: self.mark.s2c.saturating_sub(self.prologue.answered.len() as u64),
-            },
-            acked_c2s: self.session.sender.acked_ever(),
-            written_s2c: receiver.written(),
-            received_s2c: receiver.received(),
-            fin_s2c: receiver.fin_received(),
-            hash_s2c: self.hash.as_ref().map_or(0, RangeHash::digest),
-            window: receiver.window(),
-            settled_ms: connecting.settled.map(|(silence, _)| u32::try_from(silence.as_millis()).unwrap_or(u32::MAX)),
-        })
     }
 
     /// What to do to the client's socket now.
@@ -640,95 +437,5 @@ impl ClientEnd {
     #[must_use]
     pub fn log_memory(&self) -> usize {
         self.session.sender.log.memory()
-    }
-
-    fn conversation(&self, now: Instant) -> Conversation {
-        Conversation {
-            mark: self.mark,
-            c2s_end: self.session.sender.end(),
-            c2s_acked: self.session.sender.acked(),
-            c2s_answered: self.answered_c2s,
-            s2c_received: self.session.receiver.written(),
-            s2c_waiting: self.session.receiver.waiting() as u64,
-            recovering: self.connecting.is_some() || self.recovered_at.is_some(),
-            now,
-        }
-    }
-
-    /// Takes a policy's mark if it can be; `spoken` and `answered` are the lengths of what the policy is looking at.
-    fn set_mark(&mut self, mark: Mark, spoken: u64, answered: u64) {
-        if self.connecting.is_some() && self.established {
-            // The request that is under way names the mark that holds.
-            return;
-        }
-        let end = self.session.sender.end() + spoken;
-        let given = self.session.receiver.written();
-        if !self.replayable && mark.c2s < self.session.sender.log.first() {
-            // What it would need has left the log: the next one may do.
-            return;
-        }
-        let prologue = self.policy.prologue();
-        let oldest = self.mark.c2s.max(prologue.said.len() as u64);
-        let c2s_fits = (oldest..=end).contains(&mark.c2s) && mark.s2c >= prologue.answered.len() as u64;
-        let unmoved = self.replayable && mark.s2c == self.mark.s2c && prologue == self.prologue;
-        let s2c_fits = (given..=given + answered).contains(&mark.s2c) || unmoved;
-        if !c2s_fits || !s2c_fits {
-            if !self.mark_refused {
-                self.mark_refused = true;
-                self.session.report(Event::MarkRefused(mark));
-            }
-            return;
-        }
-        self.move_mark(mark);
-    }
-
-    fn move_mark(&mut self, mark: Mark) {
-        let prologue = self.policy.prologue();
-        if let Some(hash) = &mut self.hash
-            && (self.mark.s2c != mark.s2c || !self.replayable)
-        {
-            hash.restart();
-            hash.update(&prologue.answered);
-        }
-        self.mark = mark;
-        self.prologue = prologue;
-        self.session.sender.keep_from(Some(mark.c2s));
-        if !self.replayable {
-            self.replayable = true;
-            self.session.report(Event::ReplayRegained);
-        }
-    }
-
-    /// Drops the log for good when no process can take up the conversation any more.
-    fn heed_giving_up(&mut self) {
-        if self.replayable && self.policy.gave_up() {
-            self.session.sender.keep_from(None);
-            self.replayable = false;
-            self.session.report(Event::ReplayGivenUp);
-        }
-    }
-
-    /// Keeps the log within its bound: by the spill, or by giving up replay.
-    fn bound_log(&mut self) {
-        let bound = self.session.config.log_bound;
-        let sender = &mut self.session.sender;
-        if !self.replayable || sender.log.memory() <= bound {
-            return;
-        }
-        let failed = if sender.log.has_spill() {
-            match sender.log.spill_over(bound) {
-                Ok(()) => return,
-                Err(error) => Some(error.kind()),
-            }
-        } else {
-            None
-        };
-        let bytes = sender.end() - self.mark.c2s;
-        sender.keep_from(None);
-        self.replayable = false;
-        if let Some(kind) = failed {
-            self.session.report(Event::SpillFailed(kind));
-        }
-        self.session.report(Event::LogOverflow { bytes });
     }
 }

@@ -1,0 +1,245 @@
+//! Links to peers: dialled, accepted, introduced, lost.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use armor_core::context::Context;
+use armor_core::events::Event;
+use armor_proto::frame::Frame;
+use armor_proto::ids::ArmorId;
+use armor_proto::message::Message;
+use tokio::net::{TcpListener, TcpStream};
+
+use super::{CONNECT_WITHIN, DaemonTcpMgmt, Held, MAX_LINKS, MAX_PEERS};
+use crate::links::{Closed, Link, LinkId, LinkOwner, Stream, encode, introduction, node_addresses};
+use crate::operations::{DaemonHello, DaemonRegister, DaemonRegistered, LinkChanged, LinkLost};
+
+impl DaemonTcpMgmt {
+    pub(super) fn accept_links(&self, listener: TcpListener, context: &mut Context<'_>) {
+        let handle = context.handle::<Self>();
+        context.spawn(async move {
+            loop {
+                let called = match listener.accept().await {
+                    Ok((stream, remote)) => handle.call(|element, context| element.hold(stream, None, remote.to_string(), context)),
+                    Err(error) => {
+                        let called = handle.call(|_, context| context.event(Event::new("link-refused").with("reason", &error)));
+                        // Out of file descriptors, most likely: not again at once.
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                        called
+                    }
+                };
+                if called.is_none() {
+                    return;
+                }
+            }
+        });
+    }
+
+    pub(super) fn dial(&mut self, armor: ArmorId, context: &mut Context<'_>) {
+        let Some(peer) = self.peers.get_mut(&armor) else { return };
+        if peer.dialling || peer.link.is_some() {
+            return;
+        }
+        let Some(address) = peer.address.clone() else { return };
+        peer.dialling = true;
+        let pause = peer.backoff.pause();
+        let handle = context.handle::<Self>();
+        context.spawn(async move {
+            // Even a sleep of no time waits for the next whole millisecond.
+            if !pause.is_zero() {
+                tokio::time::sleep(pause).await;
+            }
+            let connected = tokio::time::timeout(CONNECT_WITHIN, TcpStream::connect(&address)).await;
+            let connected = connected.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
+            handle.call(|element, context| match connected {
+                Ok(stream) => element.hold(stream, Some(armor), address, context),
+                Err(error) => element.not_connected(armor, &address, &error.to_string(), context),
+            });
+        });
+    }
+
+    pub(super) fn hold(&mut self, stream: TcpStream, dialled: Option<ArmorId>, remote: String, context: &mut Context<'_>) {
+        if self.links.len() >= MAX_LINKS {
+            context.event(Event::new("link-refused").with("peer", &remote).with("reason", format!("{MAX_LINKS} links are open")));
+            if let Some(peer) = dialled.and_then(|armor| self.peers.get_mut(&armor)) {
+                peer.dialling = false;
+            }
+            return;
+        }
+        self.next_link += 1;
+        let id = self.next_link;
+        let local = stream.local_addr().ok();
+        let link = Link::open::<Self>(id, Stream::Tcp(stream), context);
+        let hello = DaemonHello { armor: context.armor(), name: self.name.clone(), address: self.advertised(local) };
+        let mut message = Message::to(dialled.unwrap_or(ArmorId::NONE), hello);
+        message.source = context.armor();
+        match encode(&message) {
+            Ok(encoded) => {
+                link.send(encoded);
+            }
+            Err(error) => context.event(Event::new("message-refused").with("reason", error)),
+        }
+        self.links.insert(id, Held { link, peer: None, dialled, remote, local, opened: Instant::now() });
+        self.tick_later(context);
+    }
+
+    pub(super) fn not_connected(&mut self, armor: ArmorId, address: &str, reason: &str, context: &mut Context<'_>) {
+        let Some(peer) = self.peers.get_mut(&armor) else { return };
+        peer.dialling = false;
+        if peer.link.is_none() && !std::mem::replace(&mut peer.told, true) {
+            context.event(Event::new("link-down").with("peer", &peer.name).with("address", address).with("reason", reason));
+        }
+        self.dial_if_wanted(armor, context);
+    }
+
+    /// The FTM is always wanted, other daemons while something waits for them.
+    pub(super) fn dial_if_wanted(&mut self, armor: ArmorId, context: &mut Context<'_>) {
+        if armor == ArmorId::FTM || self.waiting.destinations().any(|waiting| self.next_hop(waiting) == Some(armor)) {
+            self.dial(armor, context);
+        }
+    }
+
+    pub(super) fn hello(&mut self, id: LinkId, hello: DaemonHello, context: &mut Context<'_>) {
+        let Some(held) = self.links.get_mut(&id) else { return };
+        if hello.armor == context.armor() || hello.armor == ArmorId::NONE {
+            let why = if hello.armor == ArmorId::NONE {
+                "it has no identity"
+            } else {
+                "it has this daemon's own name; names are unique in a network"
+            };
+            context.event(Event::new("link-refused").with("peer", &held.remote).with("reason", why));
+            held.link.close();
+            return;
+        }
+        if let Some(dialled) = held.dialled
+            && let Some(peer) = self.peers.get_mut(&dialled)
+        {
+            if dialled != hello.armor {
+                if !std::mem::replace(&mut peer.told, true) {
+                    context
+                        .event(Event::new("wrong-peer").with("address", &held.remote).with("expected", dialled).with("found", &hello.name));
+                }
+                if dialled != ArmorId::FTM {
+                    peer.address = None;
+                }
+                held.link.close();
+                return;
+            }
+            peer.dialling = false;
+        }
+        held.peer = Some(hello.armor);
+        let (local, link) = (held.local, held.link.clone());
+        if self.peers.len() >= MAX_PEERS {
+            self.peers.retain(|armor, peer| *armor == ArmorId::FTM || peer.link.is_some() || peer.dialling);
+        }
+        let peer = self.peers.entry(hello.armor).or_default();
+        peer.name = hello.name;
+        let known = peer.address.clone();
+        if !hello.address.is_empty() && (hello.armor != ArmorId::FTM || peer.address.is_none()) {
+            peer.address = Some(hello.address);
+        }
+        if peer.address != known {
+            context.state_changed();
+        }
+        peer.link = Some((id, link));
+        peer.backoff.reset();
+        peer.told = false;
+        let up = Event::new("link-up").with("peer", &peer.name);
+        if hello.armor == ArmorId::FTM {
+            let registration = self.registration(context.armor(), local);
+            context.send_reliable(Message::to(ArmorId::FTM, registration));
+        }
+        context.event(up);
+        self.flush_towards(hello.armor, context);
+        if hello.armor != ArmorId::FTM {
+            context.send_to(context.armor(), LinkChanged { peer: hello.armor });
+        }
+    }
+
+    pub(super) fn registration(&self, armor: ArmorId, local: Option<SocketAddr>) -> DaemonRegister {
+        DaemonRegister { armor, name: self.name.clone(), address: self.advertised(local), node_addresses: node_addresses() }
+    }
+
+    pub(super) fn registered(&mut self, registered: &DaemonRegistered, context: &mut Context<'_>) {
+        self.registered = Some(if registered.accepted { Ok(()) } else { Err(registered.reason.clone()) });
+        if !registered.accepted {
+            tracing::error!("the FTM refuses this daemon: {}", registered.reason);
+            context.event(Event::new("registration-refused").with("reason", &registered.reason));
+        }
+    }
+
+    /// Where others reach this daemon; a wildcard is replaced by the address that a link goes out from.
+    pub(super) fn advertised(&self, local: Option<SocketAddr>) -> String {
+        if let Some(advertise) = &self.config.advertise {
+            return advertise.clone();
+        }
+        let Some(listening) = self.listening else { return String::new() };
+        match local {
+            Some(local) if listening.ip().is_unspecified() => SocketAddr::new(local.ip().to_canonical(), listening.port()).to_string(),
+            _ => listening.to_string(),
+        }
+    }
+}
+
+impl LinkOwner for DaemonTcpMgmt {
+    fn link_frame(&mut self, id: LinkId, frame: Frame, context: &mut Context<'_>) {
+        let Some(held) = self.links.get(&id) else { return };
+        let Some(peer) = held.peer else {
+            match introduction::<DaemonHello>(&frame) {
+                Some(hello) => self.hello(id, hello, context),
+                None => {
+                    context.event(
+                        Event::new("link-refused").with("peer", &held.remote).with("reason", "its first frame is no MSG_DAEMON_HELLO"),
+                    );
+                    held.link.close();
+                }
+            }
+            return;
+        };
+        // A message on its way home says where its source is not.
+        if frame.source != frame.destination
+            && frame.source != peer
+            && frame.source != context.armor()
+            && !self.local.contains(&frame.source)
+            && self.locations.daemon_of(frame.source) != Some(peer)
+            && !self.peers.contains_key(&frame.source)
+        {
+            self.locations.learn(frame.source, peer);
+        }
+        context.received(frame);
+    }
+
+    fn link_closed(&mut self, id: LinkId, why: &Closed, context: &mut Context<'_>) {
+        let Some(held) = self.links.remove(&id) else { return };
+        if let Closed::Frame(error) = why {
+            context.event(Event::new("link-refused").with("peer", &held.remote).with("reason", error));
+        }
+        let Some(armor) = held.peer else {
+            // Closed before it said who it is: an attempt that failed.
+            if let Some(dialled) = held.dialled {
+                self.not_connected(dialled, &held.remote, &why.to_string(), context);
+            }
+            return;
+        };
+        if armor != ArmorId::FTM {
+            // Who waits for an answer asks at once, and so opens the way again.
+            context.send_to(context.armor(), LinkChanged { peer: armor });
+        }
+        // Another link to the same daemon (both had dialled) takes over.
+        let other = self.links.iter().find(|(_, held)| held.peer == Some(armor)).map(|(id, held)| (*id, held.link.clone()));
+        let Some(peer) = self.peers.get_mut(&armor) else { return };
+        if peer.link.as_ref().is_some_and(|(current, _)| *current != id) {
+            return;
+        }
+        peer.link = other;
+        if peer.link.is_none() {
+            peer.told = true;
+            context.event(Event::new("link-down").with("peer", &peer.name).with("address", &held.remote).with("reason", why));
+            if armor != ArmorId::FTM {
+                context.send_to(ArmorId::FTM, LinkLost { peer: armor, reporter: context.armor() });
+            }
+            self.dial_if_wanted(armor, context);
+            self.locations.forget_daemon(armor);
+        }
+    }
+}

@@ -1,0 +1,116 @@
+#![allow(clippy::expect_used, clippy::panic)]
+
+use super::*;
+use crate::links::{as_frame, encode};
+use crate::operations::{ArmorAttach, ArmorLocation};
+use armor_core::context::Effect;
+use armor_core::operations::StatusQuery;
+use armor_proto::frame::Encoded;
+use armor_proto::message::{Message, downcast};
+
+const OWN: ArmorId = ArmorId(5);
+
+fn setup() -> Setup {
+    Setup { armor: OWN, name: "node1".into(), kind: "daemon".into(), run_dir: "/".into() }
+}
+
+fn element() -> DaemonTcpMgmt {
+    let listen = SocketAddr::from(([127, 0, 0, 1], 0));
+    let config = Config { listen, ftm: Some("127.0.0.1:1".into()), advertise: None };
+    DaemonTcpMgmt::new(config, &setup()).expect("works")
+}
+
+fn encoded(destination: ArmorId) -> Encoded {
+    let mut message = Message::to(destination, StatusQuery {});
+    message.source = ArmorId(9);
+    encode(&message).expect("works")
+}
+
+fn questions(effects: &[Effect]) -> Vec<ArmorId> {
+    let messages = effects.iter().filter_map(|effect| if let Effect::Send(message) = effect { message.top() } else { None });
+    messages.filter_map(|bundle| downcast::<LocateArmor>(&bundle.operations[0])).map(|locate| locate.armor).collect()
+}
+
+fn dials(effects: &[Effect]) -> usize {
+    effects.iter().filter(|effect| matches!(effect, Effect::Spawn(_))).count()
+}
+
+#[test]
+fn an_unknown_destination_is_asked_for_once_and_its_daemon_dialled_when_the_ftm_knows_it() {
+    let (setup, mut element, mut effects) = (setup(), element(), Vec::new());
+    let mut context = Context::detached(&setup, None, &mut effects);
+    element.keep(ArmorId(70), encoded(ArmorId(70)), &mut context);
+    element.keep(ArmorId(70), encoded(ArmorId(70)), &mut context);
+    assert_eq!(questions(&effects), [ArmorId(70)]);
+    assert_eq!(dials(&effects), 0);
+    let location = ArmorLocation { armor: ArmorId(70), daemon: ArmorId(7), address: "127.0.0.1:2".into() };
+    element.location(&location, &mut Context::detached(&setup, None, &mut effects));
+    element.location(&location, &mut Context::detached(&setup, None, &mut effects));
+    assert_eq!(dials(&effects), 1);
+    assert_eq!(element.next_hop(ArmorId(70)), Some(ArmorId(7)));
+    assert_eq!(element.waiting.len(), 2);
+}
+
+#[test]
+fn where_daemons_are_outlives_the_process_so_that_its_next_life_dials_them_at_once() {
+    let (setup, mut element, mut effects) = (setup(), element(), Vec::new());
+    element.listening = Some(SocketAddr::from(([127, 0, 0, 1], 4000)));
+    let location = ArmorLocation { armor: ArmorId(7), daemon: ArmorId(7), address: "127.0.0.1:2".into() };
+    element.location(&location, &mut Context::detached(&setup, None, &mut effects));
+    let mut next = self::element();
+    next.restore(&element.capture().expect("a state")).expect("works");
+    next.keep(ArmorId(7), encoded(ArmorId(7)), &mut Context::detached(&setup, None, &mut effects));
+    assert_eq!(dials(&effects), 1);
+    assert_eq!(questions(&effects), [ArmorId(7)], "it may have moved");
+    assert_eq!(next.listening, element.listening);
+    assert!(self::element().restore(b"").is_err());
+}
+
+#[test]
+fn messages_without_a_way_are_dropped_in_time_and_the_ftm_is_told_except_of_its_own() {
+    let (setup, mut element, mut effects) = (setup(), element(), Vec::new());
+    let mut context = Context::detached(&setup, None, &mut effects);
+    element.keep(ArmorId(70), encoded(ArmorId(70)), &mut context);
+    element.keep(ArmorId::FTM, encoded(ArmorId::FTM), &mut context);
+    element.tick(Instant::now() + LONGEST_WAIT, &mut context);
+    assert!(element.waiting.is_empty());
+    assert_eq!(element.dropped, 2);
+    assert_eq!(effects.iter().filter(|effect| matches!(effect, Effect::Event(_))).count(), 1);
+}
+
+#[test]
+fn messages_for_an_ephemeral_speaker_that_is_gone_do_not_wait() {
+    let (setup, mut element, mut effects) = (setup(), element(), Vec::new());
+    let mut context = Context::detached(&setup, None, &mut effects);
+    let gone = ArmorId::ephemeral(77);
+    element.keep(gone, encoded(gone), &mut context);
+    element.location(&ArmorLocation { armor: gone, daemon: ArmorId::NONE, address: String::new() }, &mut context);
+    assert!(element.waiting.is_empty());
+}
+
+#[test]
+fn a_frame_is_not_sent_back_to_where_it_came_from() {
+    let mut element = element();
+    element.locations.learn(ArmorId(9), ArmorId(7));
+    element.locations.learn(ArmorId(70), ArmorId(7));
+    let Some(frame) = as_frame(&encoded(ArmorId(70))) else { panic!("a frame") };
+    element.avoid_echo(&frame);
+    assert_eq!(element.next_hop(ArmorId(70)), None);
+}
+
+#[test]
+fn what_waited_for_a_local_armor_goes_back_to_the_dispatcher_when_it_attaches() {
+    let (setup, mut element, mut effects) = (setup(), element(), Vec::new());
+    let mut context = Context::detached(&setup, None, &mut effects);
+    element.keep(ArmorId(70), encoded(ArmorId(70)), &mut context);
+    element.attached(&ArmorAttach { armor: ArmorId(70), name: "node1/x".into(), pid: 1 }, &mut context);
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Received(frame) if frame.destination == ArmorId(70))));
+}
+
+#[test]
+fn a_port_in_use_is_an_error_that_says_what_to_do() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("works");
+    let address = taken.local_addr().expect("works");
+    let reason = listen(address).err().unwrap_or_default();
+    assert!(reason.contains("in use") && reason.contains("daemon_tcp_mgmt.listen"), "{reason}");
+}
