@@ -6,31 +6,15 @@ mod environment;
 
 use std::process::{Child, Stdio};
 
-use environment::{Beside, Environment, compile, free_port, kill, signal, text};
+use environment::echo::{echo_server, verifier};
+use environment::{Beside, Environment, free_port, kill, signal, text};
 use rustix::process::Signal;
 use serde_json::Value;
 
 const STORE: &str = "state.redb";
 
-/// The C echo server under ARMOR; its port.
-fn echo_server(environment: &Environment, options: &[&str]) -> String {
-    let port = free_port().to_string();
-    let program = compile(environment, "epoll_echo_server");
-    environment.launch("echo", &[&["--policy", "stream"], options].concat(), &[&program, &port]);
-    port
-}
-
-/// A client that compares every byte, with all its connections open.
-fn verifier(environment: &Environment, port: &str, arguments: &[&str]) -> Beside {
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/programs/verify_echo.py");
-    let mut client = Beside::start(environment.run(&[&["python3", script, port], arguments].concat()));
-    assert_eq!(client.line().as_deref(), Some("all connected"), "{}", environment.logs());
-    client
-}
-
 fn finishes_identical(environment: &Environment, client: &mut Beside) {
-    client.end();
-    assert_eq!(client.line().as_deref(), Some("identical"), "{}", environment.logs());
+    environment::echo::finishes_identical(environment, client);
     assert_eq!(environment.events("connection-reset").len(), 0, "{}", environment.logs());
     assert_eq!(environment.events("connection-lost").len(), 0, "{}", environment.logs());
 }
@@ -86,7 +70,7 @@ fn fetched(environment: &Environment, port: u16) {
 #[test]
 fn an_ftm_that_dies_again_and_again_is_not_noticed_and_forgets_nothing() {
     let environment = Environment::up();
-    let port = echo_server(&environment, &[]);
+    let (port, _) = echo_server(&environment, &[]);
     let server = environment.wait_for("the server", || environment.pid("echo"));
     let mut client = verifier(&environment, &port, &["20"]);
     known_again(&environment, "echo", 1, 20);
@@ -107,7 +91,7 @@ fn an_ftm_that_dies_again_and_again_is_not_noticed_and_forgets_nothing() {
 #[test]
 fn a_server_that_dies_while_the_ftm_dies_is_recovered_when_it_is_back() {
     let environment = Environment::up();
-    let port = echo_server(&environment, &[]);
+    let (port, _) = echo_server(&environment, &[]);
     let mut client = verifier(&environment, &port, &["10", "3000000"]);
     let known_in = |incarnation: u64| {
         environment.wait_for("the server's row", || row(&environment, "echo").filter(|row| row["incarnation"] == incarnation));
@@ -126,7 +110,7 @@ fn a_server_that_dies_while_the_ftm_dies_is_recovered_when_it_is_back() {
 #[test]
 fn without_an_ftm_what_is_known_goes_on_and_what_is_new_waits_for_it() {
     let environment = Environment::up();
-    let port = echo_server(&environment, &[]);
+    let (port, _) = echo_server(&environment, &[]);
     let web = free_port();
     launched(&environment, launching(&environment, "web", web));
     environment.kill("echo");
@@ -204,7 +188,7 @@ fn damage(environment: &Environment, how: &str) {
 #[test]
 fn an_ftm_whose_store_is_lost_or_damaged_is_filled_again_by_its_daemons() {
     let environment = Environment::up();
-    let port = echo_server(&environment, &["--execution-armor"]);
+    let (port, _) = echo_server(&environment, &["--execution-armor"]);
     environment.kill("echo");
     let web = free_port();
     launched(&environment, launching(&environment, "web", web));

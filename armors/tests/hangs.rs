@@ -8,29 +8,9 @@ use std::io::Write as _;
 use std::process::Stdio;
 use std::time::Instant;
 
+use environment::echo::{echo_server, finishes_identical, verifier};
 use environment::{Beside, Environment, compile, free_port, lives, signal};
 use rustix::process::Signal;
-
-/// The C echo server under ARMOR; its port and its process.
-fn echo_server(environment: &Environment, options: &[&str]) -> (String, i32) {
-    let port = free_port().to_string();
-    let program = compile(environment, "epoll_echo_server");
-    environment.launch("echo", &[&["--policy", "stream"], options].concat(), &[&program, &port]);
-    (port, environment.wait_for("the server", || environment.pid("echo")))
-}
-
-/// A client that compares every byte, with all its connections open.
-fn verifier(environment: &Environment, port: &str, arguments: &[&str]) -> Beside {
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/programs/verify_echo.py");
-    let mut client = Beside::start(environment.run(&[&["python3", script, port], arguments].concat()));
-    assert_eq!(client.line().as_deref(), Some("all connected"), "{}", environment.logs());
-    client
-}
-
-fn finishes_identical(environment: &Environment, client: &mut Beside) {
-    client.end();
-    assert_eq!(client.line().as_deref(), Some("identical"), "{}", environment.logs());
-}
 
 /// Bytes flow: more than there are now.
 fn flows(environment: &Environment) {

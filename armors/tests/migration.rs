@@ -4,6 +4,7 @@
 
 mod environment;
 
+use environment::echo::{self, finishes_identical};
 use environment::{Beside, Environment, compile, free_port, kill, signal};
 use rustix::process::Signal;
 
@@ -13,25 +14,11 @@ fn network() -> Environment {
 }
 
 fn echo_server(environment: &Environment, options: &[&str]) -> String {
-    let port = free_port().to_string();
-    let program = compile(environment, "epoll_echo_server");
-    environment.launch("echo", &[&["--policy", "stream", "--node", "a"], options].concat(), &[&program, &port]);
-    port
+    echo::echo_server(environment, &[&["--node", "a"], options].concat()).0
 }
 
-/// A client on a node that compares every byte, with all its connections open.
 fn verifier(environment: &Environment, node: &str, port: &str, arguments: &[&str]) -> Beside {
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/programs/verify_echo.py");
-    let mut run = environment.armor(&["run", "--node", node]);
-    run.args(["--", "python3", script, port]).args(arguments);
-    let mut client = Beside::start(run);
-    assert_eq!(client.line().as_deref(), Some("all connected"), "{}", logs(environment));
-    client
-}
-
-fn finishes_identical(environment: &Environment, client: &mut Beside) {
-    client.end();
-    assert_eq!(client.line().as_deref(), Some("identical"), "{}", logs(environment));
+    echo::verifier_with(environment, &["--node", node], port, arguments)
 }
 
 fn logs(environment: &Environment) -> String {

@@ -8,6 +8,9 @@
 //! Invariant: in one life a failure is told once; a daemon that answers again is told back.
 
 #[cfg(test)]
+#[path = "ftm_heartbeat/chance.rs"]
+mod chance;
+#[cfg(test)]
 #[path = "ftm_heartbeat/lease_tests.rs"]
 mod lease_tests;
 #[path = "ftm_heartbeat/watch.rs"]

@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file uses what it needs")]
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+pub mod echo;
 pub mod nodes;
 
 use std::io::{BufRead, BufReader};

@@ -1,32 +1,9 @@
 //! A node and the way to it in simulated time: heartbeats and answers are delayed and lost, the node dies, is cut off, is busy, restarts.
 
 use std::collections::BTreeMap;
-use std::hash::{BuildHasher as _, Hasher as _};
 
+use super::super::chance::{NODE, Random, TIMING, ms, seeds};
 use super::*;
-
-const NODE: ArmorId = ArmorId(7);
-const TIMING: Timing =
-    Timing { interval: Duration::from_millis(100), limit: Duration::from_millis(300), busy: Duration::from_millis(3000) };
-
-fn ms(ms: u64) -> Duration {
-    Duration::from_millis(ms)
-}
-
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % bound
-    }
-}
-
-/// Seeds of a test: as many as are quick, one of them new each time; a failing one is printed.
-fn seeds() -> impl Iterator<Item = u64> {
-    let new = std::hash::RandomState::new().build_hasher().finish() >> 1;
-    (0..400).chain([new])
-}
 
 #[derive(Clone, Copy)]
 enum Arrives {
@@ -166,7 +143,7 @@ impl World {
 
 #[test]
 fn a_node_that_dies_is_found_after_two_to_three_intervals_and_once() {
-    for seed in seeds() {
+    for seed in seeds(400) {
         let mut world = World::new(seed, 0, 5);
         let dies = 1000 + Random(seed ^ 9).below(100);
         world.kernel_dead_from = dies;
@@ -179,7 +156,7 @@ fn a_node_that_dies_is_found_after_two_to_three_intervals_and_once() {
 
 #[test]
 fn a_node_behind_a_slow_way_that_loses_single_segments_has_not_failed() {
-    for seed in seeds() {
+    for seed in seeds(400) {
         let mut world = World::new(seed, 20, 30);
         world.until(20_000);
         assert_eq!(world.told, [], "seed {seed}");
@@ -188,7 +165,7 @@ fn a_node_behind_a_slow_way_that_loses_single_segments_has_not_failed() {
 
 #[test]
 fn a_busy_daemon_has_not_failed_while_its_kernel_acknowledges_and_fails_when_it_takes_too_long() {
-    for seed in seeds() {
+    for seed in seeds(400) {
         let mut world = World::new(seed, 0, 10);
         world.silent = 1000..3500;
         world.until(6000);
@@ -202,7 +179,7 @@ fn a_busy_daemon_has_not_failed_while_its_kernel_acknowledges_and_fails_when_it_
 
 #[test]
 fn a_busy_node_that_then_dies_is_found_by_its_kernel() {
-    for seed in seeds() {
+    for seed in seeds(400) {
         let mut world = World::new(seed, 0, 10);
         world.silent = 1000..u64::MAX;
         world.kernel_dead_from = 2000;
@@ -214,7 +191,7 @@ fn a_busy_node_that_then_dies_is_found_by_its_kernel() {
 
 #[test]
 fn a_daemon_that_restarts_within_the_limit_has_not_failed_and_one_that_stays_away_has() {
-    for seed in seeds() {
+    for seed in seeds(400) {
         let away = 1 + Random(seed).below(280);
         let mut world = World::new(seed, 0, 10);
         world.link_gone = 1050..1050 + away;

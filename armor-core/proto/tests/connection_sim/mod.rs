@@ -111,6 +111,28 @@ pub struct World {
     pub seen: BTreeMap<&'static str, u64>,
 }
 
+/// So many seeds, or more of them by `ARMOR_SCHEDULES`.
+pub fn schedules(count: u64) -> std::ops::Range<u64> {
+    let times = std::env::var("ARMOR_SCHEDULES").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
+    0..count * times
+}
+
+/// Runs `plan`, which must come to a good end: the last process of the client has heard all, and the server has heard no byte twice.
+pub fn succeeds(plan: Plan) -> Outcome {
+    let (outcome, world) = World::new(plan).run(Duration::from_secs(1000));
+    let context = || format!("{outcome:?}\n{}", world.describe());
+    assert_eq!(outcome.client_reset, None, "{}", context());
+    assert_eq!(outcome.server_reset, None, "{}", context());
+    let app = &world.client_app;
+    if app.model == Model::Sink {
+        assert_eq!(world.disk.stored.as_ref(), Some(&app.said), "{}", context());
+    } else {
+        assert!(app.heard == app.expected, "heard {} of {}: {}", app.heard.len(), app.expected.len(), context());
+        assert_eq!(app.eofs, 1, "{}", context());
+    }
+    outcome
+}
+
 impl World {
     pub fn new(plan: Plan) -> Self {
         let start = Instant::now();
