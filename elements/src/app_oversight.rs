@@ -18,6 +18,8 @@ mod hangs;
 mod isolation;
 #[path = "app_oversight/moving.rs"]
 mod moving;
+#[path = "app_oversight/program.rs"]
+mod program;
 #[path = "app_oversight/restored.rs"]
 mod restored;
 #[path = "app_oversight/standby.rs"]
@@ -25,20 +27,19 @@ mod standby;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use armor_core::context::Context;
 use armor_core::element::{Element, Operations, Setup};
 use armor_core::events::{Event, now_ms};
 use armor_core::operations::SendReliable;
-use armor_proto::hookup::{ENV_INSTANCE, ENV_RUN_DIR, ENV_SERVICE, ENV_SHIM_PATH};
+use armor_proto::hookup::{ENV_INSTANCE, ENV_SERVICE};
 use armor_proto::ids::{ArmorId, Incarnation};
-use armor_vault::{ENV_VAULT, Exited};
+use armor_vault::Exited;
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde::Deserialize;
 
-use crate::endpoints::{Keeping, descriptors};
+use crate::endpoints::Keeping;
 use crate::operations::{
     AppFailed, AppFenceDone, AppFenced, AppIsOver, AppLaunch, AppLaunched, AppOverseer, AppReport, AppStandbyEnded, AppStandbyStarted,
     AppStarted, AppStop, AppStopped, AppTakenOver, ApplicationSpec, ApplicationState, Labels, LaunchId, check_labels,
@@ -91,6 +92,32 @@ struct Application {
     epoch: Incarnation,
     /// The node that it was on before.
     moved_from: Option<String>,
+}
+
+impl Application {
+    /// One that has yet to be started.
+    fn new(spec: ApplicationSpec, number: u64, launch: LaunchId) -> Application {
+        let pause = Duration::from_millis(spec.backoff_ms);
+        Application {
+            spec,
+            state: ApplicationState::Restarting,
+            pid: 0,
+            born: 0,
+            instance: 0,
+            incarnation: Incarnation(0),
+            started: Instant::now(),
+            failures: VecDeque::new(),
+            restarts: 0,
+            pause,
+            stopping: None,
+            hung_at_ms: None,
+            number,
+            standbys: Standbys::default(),
+            launch,
+            epoch: Incarnation(0),
+            moved_from: None,
+        }
+    }
 }
 
 /// The element.
@@ -266,11 +293,7 @@ impl AppOversight {
             Some(reason)
         } else if self.ending {
             Some("this ARMOR is ending".to_owned())
-        } else if self
-            .applications
-            .get(&name)
-            .is_some_and(|app| matches!(app.state, ApplicationState::Running | ApplicationState::Restarting))
-        {
+        } else if self.applications.get(&name).is_some_and(|app| app.state.is_meant_to_run()) {
             Some(format!("an application {name:?} is running already; `armor stop {name}` ends it"))
         } else if self.applications.len() >= MAX_APPLICATIONS && !self.applications.contains_key(&name) {
             Some(format!("{MAX_APPLICATIONS} applications are supervised here already"))
@@ -284,26 +307,7 @@ impl AppOversight {
         let (number, launch) = (self.next_number, self.next_launch(context));
         self.next_number += 1;
         let incarnation = self.applications.get(&name).map_or(Incarnation(0), |app| app.incarnation);
-        let pause = Duration::from_millis(spec.backoff_ms);
-        let application = Application {
-            spec,
-            state: ApplicationState::Restarting,
-            pid: 0,
-            born: 0,
-            instance: 0,
-            incarnation,
-            started: Instant::now(),
-            failures: VecDeque::new(),
-            restarts: 0,
-            pause,
-            stopping: None,
-            hung_at_ms: None,
-            number,
-            standbys: Standbys::default(),
-            launch,
-            epoch: Incarnation(0),
-            moved_from: None,
-        };
+        let application = Application { incarnation, ..Application::new(spec, number, launch) };
         self.applications.insert(name.clone(), application);
         if self.restored {
             // It may have been started just before the death of this ARMOR, without a word.
@@ -320,7 +324,7 @@ impl AppOversight {
 
     /// One that is over makes room for another.
     fn make_room(&mut self) {
-        let over = self.applications.iter().find(|(_, app)| !app.is_meant_to_run()).map(|(name, _)| name.clone());
+        let over = self.applications.iter().find(|(_, app)| !app.state.is_meant_to_run()).map(|(name, _)| name.clone());
         if self.applications.len() >= MAX_APPLICATIONS
             && let Some(name) = over
         {
@@ -358,32 +362,10 @@ impl AppOversight {
 
     /// Starts a process of an application, and watches it. What it is to the application is the caller's to say, in the same turn.
     fn start_process(&mut self, spec: &ApplicationSpec, context: &mut Context<'_>) -> Result<Instance, String> {
-        let log = self.log(&spec.name);
-        let output = std::fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(&log)
-            .map_err(|error| format!("log file {}: {error}", log.display()))?;
-        let errors = output.try_clone().map_err(|error| format!("log file {}: {error}", log.display()))?;
+        let mut command = program::protected(spec, &spec.command, &self.run_dir, &self.log(&spec.name))?;
         self.next_instance += 1;
         let instance = self.next_instance;
-        let mut command = tokio::process::Command::new(&spec.command[0]);
-        command
-            .args(&spec.command[1..])
-            .envs(&spec.environment)
-            .env(ENV_RUN_DIR, &self.run_dir)
-            .env(ENV_SERVICE, &spec.name)
-            .env_remove(ENV_VAULT);
-        command.env(ENV_INSTANCE, instance.to_string());
-        if let Ok(shim) = std::env::var(ENV_SHIM_PATH) {
-            let preload = std::env::var("LD_PRELOAD").ok().filter(|other| !other.is_empty() && *other != shim);
-            command.env("LD_PRELOAD", preload.map_or_else(|| shim.clone(), |other| format!("{other}:{shim}")));
-        }
-        if let Some(directory) = &spec.directory {
-            command.current_dir(directory);
-        }
-        command.stdin(Stdio::null()).stdout(output).stderr(errors).process_group(0);
-        descriptors::with_usual_limit(&mut command);
+        command.env(ENV_SERVICE, &spec.name).env(ENV_INSTANCE, instance.to_string());
         let mut child = command.spawn().map_err(|error| format!("cannot start {:?}: {error}", spec.command[0]))?;
         let pid = child.id().unwrap_or(0);
         let handle = context.handle::<Self>();

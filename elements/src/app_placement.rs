@@ -157,7 +157,7 @@ impl AppPlacement {
         let here = |launch: &LaunchId| there.launches.contains(launch);
         let mut lost = Vec::new();
         for (launch, placed) in &mut self.table.applications {
-            if placed.overseer != there.overseer || placed.moving.is_some() || !placed.is_meant_to_run() {
+            if placed.overseer != there.overseer || placed.moving.is_some() || !placed.state.is_meant_to_run() {
                 continue;
             }
             if here(launch) {
@@ -190,7 +190,7 @@ impl AppPlacement {
 
     fn report(&mut self, report: &AppReport, context: &mut Context<'_>) {
         let launch = report.launch;
-        let ended = !matches!(report.state, ApplicationState::Running | ApplicationState::Restarting);
+        let ended = !report.state.is_meant_to_run();
         if let Some(message) = context.message() {
             let number = (message.source, message.id);
             if self.newest.get(&launch).is_some_and(|newest| overtaken(*newest, number)) {
@@ -288,7 +288,7 @@ impl AppPlacement {
             .table
             .applications
             .get(&launch)
-            .is_some_and(|placed| !placed.is_meant_to_run() && placed.left.is_empty() && placed.moving.is_none())
+            .is_some_and(|placed| !placed.state.is_meant_to_run() && placed.left.is_empty() && placed.moving.is_none())
         {
             self.table.applications.remove(&launch);
             self.newest.remove(&launch);
@@ -337,7 +337,7 @@ impl AppPlacement {
         for (&launch, placed) in &self.table.applications {
             match &placed.moving {
                 Some(moving) if moving.to == node => on_the_way.push(launch),
-                None if placed.node == node && placed.is_meant_to_run() => there.push(launch),
+                None if placed.node == node && placed.state.is_meant_to_run() => there.push(launch),
                 _ => {}
             }
         }

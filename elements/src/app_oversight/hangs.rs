@@ -3,16 +3,12 @@
 //!
 //! Invariant: a kill is of the life that was found to hang, and of its process group alone.
 
-use std::fs::File;
-use std::io;
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use armor_core::context::Context;
 use armor_core::events::{Event, now_ms};
-use armor_proto::hookup::{ENV_RUN_DIR, ENV_SERVICE, ENV_SHIM_PATH};
+use armor_proto::hookup::ENV_SERVICE;
 use armor_proto::ids::Incarnation;
-use armor_vault::ENV_VAULT;
 use rustix::process::{Signal, getpgid, kill_process};
 use tokio::process::Command;
 
@@ -94,29 +90,18 @@ impl AppOversight {
     }
 
     /// The command that probes a life of an application; `None` when that is over.
-    fn probe_of(&self, name: &str, life: Incarnation) -> Option<io::Result<Command>> {
+    fn probe_of(&self, name: &str, life: Incarnation) -> Option<Result<Command, String>> {
         let lives = |app: &&super::Application| app.state == ApplicationState::Running && app.incarnation == life && app.stopping.is_none();
         let application = self.applications.get(name).filter(lives).filter(|_| !self.ending)?;
-        let (spec, (program, arguments)) = (&application.spec, application.spec.health.command.split_first()?);
-        let mut command = Command::new(program);
+        let spec = &application.spec;
+        spec.health.command.first()?;
         // A client of the application, whose connections are protected as those of any other one.
-        command.args(arguments).envs(&spec.environment).env(ENV_RUN_DIR, &self.run_dir).env_remove(ENV_SERVICE).env_remove(ENV_VAULT);
-        if let Ok(shim) = std::env::var(ENV_SHIM_PATH) {
-            let preload = std::env::var("LD_PRELOAD").ok().filter(|other| !other.is_empty() && *other != shim);
-            command.env("LD_PRELOAD", preload.map_or_else(|| shim.clone(), |other| format!("{other}:{shim}")));
-        }
-        if let Some(directory) = &spec.directory {
-            command.current_dir(directory);
-        }
-        let log = || File::options().create(true).append(true).open(self.log(name));
-        let (output, errors) = match (log(), log()) {
-            (Ok(output), Ok(errors)) => (output, errors),
-            (Err(error), _) | (_, Err(error)) => return Some(Err(error)),
-        };
-        command.stdin(Stdio::null()).stdout(output).stderr(errors).process_group(0);
-        descriptors::with_usual_limit(&mut command);
-        descriptors::end_with_this_process(&mut command);
-        Some(Ok(command))
+        let command = super::program::protected(spec, &spec.health.command, &self.run_dir, &self.log(name));
+        Some(command.map(|mut command| {
+            command.env_remove(ENV_SERVICE);
+            descriptors::end_with_this_process(&mut command);
+            command
+        }))
     }
 }
 

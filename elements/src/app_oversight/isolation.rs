@@ -16,14 +16,12 @@ use std::time::Duration;
 
 use armor_core::context::Context;
 use armor_core::events::Event;
-use armor_proto::ids::ArmorId;
-use armor_proto::message::Message;
 use rustix::process::Signal;
 
 use super::restored::born_at;
 use super::{AppOversight, Application, MAX_APPLICATIONS, kill_group};
 use crate::node_lease::term::{Holding, Turn};
-use crate::operations::{AppFenced, AppReport, ApplicationState, LeaseTold, since_boot};
+use crate::operations::{AppFenced, ApplicationState, LeaseTold, since_boot};
 
 /// Token of the timer that looks at the lease. Applications are numbered from 1.
 pub(super) const TIMER: u64 = 0;
@@ -129,7 +127,7 @@ impl AppOversight {
 
     fn look_at_lease(&mut self, now: Duration, context: &mut Context<'_>) {
         let Some(Turn::Isolated(late)) = self.isolation.holding.at(now) else { return };
-        let elsewhere = |app: &Application| may_migrate(app) && app.is_meant_to_run();
+        let elsewhere = |app: &Application| may_migrate(app) && app.state.is_meant_to_run();
         // What was told to end ends, and is not to come back.
         let comes_back = |app: &&Application| elsewhere(app) && app.stopping.is_none();
         let names: Vec<String> = self.applications.values().filter(comes_back).map(|app| app.spec.name.clone()).collect();
@@ -159,20 +157,14 @@ impl AppOversight {
     /// Tells the FTM of what was stopped here and may run.
     pub(super) fn report_isolated(&self, context: &mut Context<'_>) {
         for application in self.isolation.stopped.values() {
-            self.report_stopped(application, ApplicationState::Restarting, context);
+            self.report_as(application, ApplicationState::Restarting, context);
         }
-    }
-
-    fn report_stopped(&self, application: &Application, state: ApplicationState, context: &mut Context<'_>) {
-        let Application { launch, incarnation, restarts, .. } = *application;
-        let (overseer, node, spec) = (context.armor(), self.node.clone(), application.spec.clone());
-        context.send_reliable(Message::to(ArmorId::FTM, AppReport { overseer, node, launch, spec, incarnation, restarts, state }));
     }
 
     /// An operator ends an application for good that is stopped here already.
     pub(super) fn stop_isolated(&mut self, name: &str, context: &mut Context<'_>) -> bool {
         let Some(application) = self.isolation.stopped.remove(name) else { return false };
-        self.report_stopped(&application, ApplicationState::Ended, context);
+        self.report_as(&application, ApplicationState::Ended, context);
         context.state_changed();
         true
     }

@@ -3,16 +3,12 @@
 //!
 //! Invariant: a fence ends lives that came before the move that it speaks of, never one that was ordered after it.
 
-use std::collections::VecDeque;
-use std::time::{Duration, Instant};
-
 use armor_core::context::Context;
 use armor_core::events::{Event, now_ms};
 use armor_proto::ids::{ArmorId, Incarnation};
 use armor_proto::message::Message;
 use rustix::process::Signal;
 
-use super::standby::Standbys;
 use super::{AppOversight, Application, MAX_APPLICATIONS, kill_group};
 use crate::operations::{
     AppFence, AppFenceDone, AppFenced, AppOverseer, AppReport, AppStopped, AppTakeOver, AppTakenOver, ApplicationState, DaemonRegistered,
@@ -51,23 +47,22 @@ impl AppOversight {
 
     /// Tells the FTM how an application is doing.
     pub(super) fn report(&self, name: &str, context: &mut Context<'_>) {
-        let Some(application) = self.applications.get(name) else { return };
-        let Application { launch, incarnation, restarts, state, .. } = *application;
-        let (overseer, node, spec) = (context.armor(), self.node.clone(), application.spec.clone());
-        let report = AppReport { overseer, node, launch, spec, incarnation, restarts, state };
-        context.send_reliable(Message::to(ArmorId::FTM, report));
+        if let Some(application) = self.applications.get(name) {
+            self.report_as(application, application.state, context);
+        }
     }
 
     /// This ARMOR ends by its operator's will, and with it its applications: they are not to be started elsewhere.
     pub(super) fn report_leaving(&mut self, context: &mut Context<'_>) {
-        let names: Vec<_> = self.applications.iter().filter(|(_, app)| app.is_meant_to_run()).map(|(name, _)| name.clone()).collect();
-        for name in names {
-            let Some(application) = self.applications.get(&name) else { continue };
-            let Application { launch, incarnation, restarts, .. } = *application;
-            let (overseer, node, spec) = (context.armor(), self.node.clone(), application.spec.clone());
-            let report = AppReport { overseer, node, launch, spec, incarnation, restarts, state: ApplicationState::Ended };
-            context.send_reliable(Message::to(ArmorId::FTM, report));
+        for application in self.applications.values().filter(|app| app.state.is_meant_to_run()) {
+            self.report_as(application, ApplicationState::Ended, context);
         }
+    }
+
+    pub(super) fn report_as(&self, application: &Application, state: ApplicationState, context: &mut Context<'_>) {
+        let Application { launch, incarnation, restarts, .. } = *application;
+        let (overseer, node, spec) = (context.armor(), self.node.clone(), application.spec.clone());
+        context.send_reliable(Message::to(ArmorId::FTM, AppReport { overseer, node, launch, spec, incarnation, restarts, state }));
     }
 
     /// `MSG_APP_TAKE_OVER`: its node has failed, and it is to run here.
@@ -75,12 +70,12 @@ impl AppOversight {
         let name = order.spec.name.clone();
         let error = match self.applications.get_mut(&name) {
             // It has never been away, or the order came twice: fences that were meant for it before this order are not any more.
-            Some(known) if known.launch == order.launch && known.is_meant_to_run() => {
+            Some(known) if known.launch == order.launch && known.state.is_meant_to_run() => {
                 known.epoch = known.epoch.max(order.incarnation);
                 context.state_changed();
                 String::new()
             }
-            Some(known) if known.is_meant_to_run() => format!("another application {name:?} runs under this ARMOR"),
+            Some(known) if known.state.is_meant_to_run() => format!("another application {name:?} runs under this ARMOR"),
             _ => self.begin_taken_over(order, context).err().unwrap_or_default(),
         };
         let answer = AppTakenOver { name, launch: order.launch, incarnation: order.incarnation, overseer: context.armor(), error };
@@ -102,25 +97,13 @@ impl AppOversight {
         }
         let number = self.next_number;
         self.next_number += 1;
-        let (name, pause) = (spec.name.clone(), Duration::from_millis(spec.backoff_ms));
+        let name = spec.name.clone();
         let taken = Application {
-            spec,
-            state: ApplicationState::Restarting,
-            pid: 0,
-            born: 0,
             incarnation: order.incarnation,
-            started: Instant::now(),
-            failures: VecDeque::new(),
             restarts: order.restarts,
-            pause,
-            stopping: None,
-            hung_at_ms: None,
-            number,
-            instance: 0,
-            standbys: Standbys::default(),
-            launch: order.launch,
             epoch: order.incarnation,
             moved_from: Some(order.moved_from.clone()).filter(|from| *from != self.node),
+            ..Application::new(spec, number, order.launch)
         };
         self.isolation.stopped.remove(&name);
         self.applications.insert(name.clone(), taken);
@@ -168,11 +151,6 @@ impl AppOversight {
 }
 
 impl Application {
-    /// Its process runs, or is to be started.
-    pub(super) fn is_meant_to_run(&self) -> bool {
-        matches!(self.state, ApplicationState::Running | ApplicationState::Restarting)
-    }
-
     /// The incarnation of its next life.
     pub(super) fn next_incarnation(&self) -> Incarnation {
         Incarnation(self.incarnation.max(self.epoch).0.saturating_add(1))

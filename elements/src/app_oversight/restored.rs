@@ -2,10 +2,9 @@
 //!
 //! Invariant: never two lives of an application at once: what an earlier life may have started without having said so is ended first.
 
-use std::collections::VecDeque;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::ExitStatus;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use armor_core::context::Context;
 use armor_core::events::Event;
@@ -97,29 +96,10 @@ impl AppOversight {
         let Captured { spec, state, pid, born, incarnation, restarts, instance, standbys, launch, epoch, moved_from, stopping } = captured;
         let number = self.next_number;
         self.next_number += 1;
-        let pause = Duration::from_millis(spec.backoff_ms);
-        let (started, failures, hung_at_ms) = (Instant::now(), VecDeque::new(), None);
         // Who asked waits no more, or asks again.
         let stopping = stopping.then_some(ArmorId::NONE);
-        Application {
-            spec,
-            state,
-            pid,
-            born,
-            instance,
-            incarnation,
-            started,
-            failures,
-            restarts,
-            pause,
-            stopping,
-            hung_at_ms,
-            number,
-            standbys,
-            launch,
-            epoch,
-            moved_from,
-        }
+        let new = Application::new(spec, number, launch);
+        Application { state, pid, born, instance, incarnation, restarts, stopping, standbys, epoch, moved_from, ..new }
     }
 
     /// Oversees what runs, and starts what was to be started.

@@ -68,10 +68,6 @@ pub(super) struct Left {
 }
 
 impl Placed {
-    pub(super) fn is_meant_to_run(&self) -> bool {
-        matches!(self.state, ApplicationState::Running | ApplicationState::Restarting)
-    }
-
     /// An ARMOR of its own oversees it.
     pub(super) fn has_own_armor(&self) -> bool {
         self.overseer != self.node
@@ -97,7 +93,8 @@ impl Table {
         let group = placed.spec.placement.spread.as_ref();
         let mut candidates = Vec::new();
         for (&node, Node { name, labels, .. }) in self.nodes.iter().filter(|(node, known)| !known.failed && !tried.contains(node)) {
-            let others = self.applications.iter().filter(|(other, app)| **other != launch && app.node == node && app.is_meant_to_run());
+            let others =
+                self.applications.iter().filter(|(other, app)| **other != launch && app.node == node && app.state.is_meant_to_run());
             let there: Vec<_> = others.map(|(_, app)| &app.spec).collect();
             // Names are unique on a node.
             if there.iter().any(|spec| spec.name == placed.spec.name) {

@@ -163,3 +163,11 @@ pub enum ApplicationState {
     /// It failed too often, or cannot be started.
     GivenUp,
 }
+
+impl ApplicationState {
+    /// Its process runs, or is to be started.
+    #[must_use]
+    pub fn is_meant_to_run(self) -> bool {
+        matches!(self, ApplicationState::Running | ApplicationState::Restarting)
+    }
+}
