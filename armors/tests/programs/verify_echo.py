@@ -27,11 +27,13 @@ def talk(number, connected):
 
         def say():
             size = 1 + number
-            while said[0] < length and not enough.is_set():
+            while said[0] < length:
                 size = size * 5 % 30011 + 1
                 at, size = said[0] % PERIOD, min(size, length - said[0])
                 line.sendall(period[at : at + size])
                 said[0] += size
+                if enough.is_set():
+                    break
             line.shutdown(socket.SHUT_WR)
 
         saying = threading.Thread(target=say)
