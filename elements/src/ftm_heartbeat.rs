@@ -135,7 +135,7 @@ impl Element for FtmHeartbeat {
     fn restore(&mut self, state: &[u8]) -> Result<(), String> {
         let captured: Vec<Captured> = rmp_serde::from_slice(state).map_err(|error| error.to_string())?;
         for Captured { armor, name, failed } in captured.into_iter().take(MAX_NODES) {
-            self.watch.taken_over(armor, name, failed, Instant::now());
+            self.watch.restored(armor, name, failed, Instant::now());
         }
         Ok(())
     }

@@ -202,7 +202,7 @@ impl AppCommServer {
         if outcome == Outcome::Fits {
             series.passed(now);
         } else if listens && let Some(silent) = series.failed(now) {
-            let why = format!("{} probes in a row have failed, the last one: {}", series.failures(), probe.heard_last());
+            let why = series.as_reason(probe.heard_last());
             tell(name, life, Hang { processes: Vec::new(), why, silent }, context);
             return Next::Stop;
         }

@@ -72,7 +72,7 @@ impl AppOversight {
                     Probed::Well => series.passed(Instant::now()),
                     Probed::Unwell(why) => {
                         let Some(silent) = series.failed(Instant::now()) else { continue };
-                        let why = format!("{} probes in a row have failed, the last one: {why}", series.failures());
+                        let why = series.as_reason(why);
                         let silent_ms = u64::try_from(silent.as_millis()).unwrap_or(u64::MAX);
                         let hung = AppHung { name, incarnation: life, processes: Vec::new(), why, silent_ms };
                         handle.call(|element, context| element.hung(&hung, context));

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::standby::{Instance, Standbys};
 use super::{AppOversight, Application, kill_group, pid_of};
-use crate::endpoints::watch_process;
+use crate::endpoints::{Stat, watch_process};
 use crate::operations::{AppIsOver, ApplicationSpec, ApplicationState, LaunchId};
 
 /// How long the vault may take to say how a process has ended whose end is seen here.
@@ -224,17 +224,9 @@ impl AppOversight {
     }
 }
 
-/// When a process was started, in clock ticks after boot: field 22 of its `stat`.
+/// When a process that lives was started, in clock ticks after boot.
 pub(super) fn born_at(pid: u32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name, in parentheses, may hold anything.
-    let (_, fields) = stat.rsplit_once(')')?;
-    let mut fields = fields.split_whitespace();
-    // A zombie has ended.
-    if fields.next()? == "Z" {
-        return None;
-    }
-    fields.nth(18)?.parse().ok()
+    Stat::of(pid).filter(|stat| !stat.has_ended()).map(|stat| stat.born)
 }
 
 #[cfg(test)]

@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use super::process_stat::Stat;
+
 /// One process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Member {
@@ -29,8 +31,7 @@ pub enum Activity {
 /// The processes of this machine at one moment.
 #[derive(Debug)]
 pub struct Processes {
-    /// Number, group, and what /proc says.
-    all: Vec<(u32, u32, String)>,
+    all: Vec<(u32, Stat)>,
 }
 
 impl Processes {
@@ -38,43 +39,30 @@ impl Processes {
     #[must_use]
     pub fn now() -> Processes {
         let pids = fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-        let all = pids.filter_map(|pid: u32| {
-            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-            let group = parse(&stat)?.1.get(2)?.parse().ok()?;
-            Some((pid, group, stat))
-        });
-        Processes { all: all.collect() }
+        Processes { all: pids.filter_map(|pid: u32| Some((pid, Stat::of(pid)?))).collect() }
     }
 
     /// The living ones of a group.
     #[must_use]
     pub fn of_group(&self, group: u32) -> Vec<Member> {
-        self.all.iter().filter(|(_, own, _)| *own == group).filter_map(|(pid, _, stat)| member(*pid, stat)).collect()
+        self.all.iter().filter(|(_, stat)| stat.group == group).filter_map(|(pid, stat)| member(*pid, stat)).collect()
     }
 }
 
-fn member(pid: u32, stat: &str) -> Option<Member> {
-    let (state, fields) = parse(stat)?;
-    let field = |at: usize| fields.get(at - 3)?.parse::<u64>().ok();
-    let activity = match state {
-        'Z' | 'X' => return None,
+fn member(pid: u32, stat: &Stat) -> Option<Member> {
+    let activity = match stat.state {
+        _ if stat.has_ended() => return None,
         'T' if !is_traced(pid) => Activity::Stopped,
         'R' | 'D' | 'T' | 't' => Activity::AtWork,
         _ if threads(pid).any(|state| matches!(state, 'R' | 'D' | 't')) => Activity::AtWork,
         _ => Activity::Waiting,
     };
-    Some(Member { pid, born: field(22)?, activity, ticks: field(14)?.saturating_add(field(15)?) })
-}
-
-/// The state, and all fields from it on: it is the third, behind the name in parentheses, which may hold anything.
-fn parse(stat: &str) -> Option<(char, Vec<&str>)> {
-    let (_, rest) = stat.rsplit_once(") ")?;
-    Some((rest.chars().next()?, rest.split_whitespace().collect()))
+    Some(Member { pid, born: stat.born, activity, ticks: stat.ticks })
 }
 
 fn threads(pid: u32) -> impl Iterator<Item = char> {
     let entries = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    entries.filter_map(|entry| Some(parse(&fs::read_to_string(entry.path().join("stat")).ok()?)?.0))
+    entries.filter_map(|entry| Some(Stat::read(&entry.path().join("stat"))?.state))
 }
 
 fn is_traced(pid: u32) -> bool {
@@ -122,6 +110,5 @@ mod tests {
         assert_eq!(before.activity, Activity::AtWork);
         while me().ticks == before.ticks {}
         assert_eq!(me().born, before.born);
-        assert!(parse("1 (a) b) S 2 3").is_some_and(|(state, fields)| state == 'S' && fields.len() == 3));
     }
 }

@@ -41,10 +41,10 @@ impl Series {
         (self.failures >= self.needed).then(|| now.saturating_duration_since(self.well))
     }
 
-    /// Failures in a row until now.
+    /// The failures in a row until now as the reason of a hang.
     #[must_use]
-    pub fn failures(&self) -> u32 {
-        self.failures
+    pub fn as_reason(&self, last: impl std::fmt::Display) -> String {
+        format!("{} probes in a row have failed, the last one: {last}", self.failures)
     }
 }
 

@@ -134,7 +134,7 @@ impl World {
             self.ftm_down_until = 0;
             let now = self.now();
             self.watch = Watch::new(TIMING, now);
-            self.watch.taken_over(NODE, "b".into(), self.random.below(2) == 0, now);
+            self.watch.restored(NODE, "b".into(), self.random.below(2) == 0, now);
         }
         let ftm_lives = self.ftm_down_until == 0;
         if !matches!(self.way, Way::Cut | Way::Gone | Way::Deaf | Way::Mute) {

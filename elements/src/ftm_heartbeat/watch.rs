@@ -115,7 +115,7 @@ impl Watch {
     }
 
     /// A node that an earlier life of this ARMOR watched.
-    pub(super) fn taken_over(&mut self, armor: ArmorId, name: String, told_failed: bool, now: Instant) {
+    pub(super) fn restored(&mut self, armor: ArmorId, name: String, told_failed: bool, now: Instant) {
         let node = self.node(armor, &name, now);
         node.told_failed = told_failed;
     }

@@ -245,7 +245,7 @@ fn a_node_that_an_earlier_life_watched_fails_again_or_comes_back() {
     for answers in [false, true] {
         let start = Instant::now();
         let mut watch = Watch::new(TIMING, start);
-        watch.taken_over(NODE, "b".into(), true, start);
+        watch.restored(NODE, "b".into(), true, start);
         let mut told = Vec::new();
         for step in 1..500 {
             let now = start + ms(step);

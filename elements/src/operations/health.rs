@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::ready::times_are_no_zero;
 use super::{ReadyQuestion, SpokenBytes};
 
 /// When an application counts as hung: it is killed then, and recovered as after a crash.
@@ -78,11 +79,7 @@ impl Health {
     /// When it cannot be followed.
     pub fn check(&self) -> Result<(), (&'static str, String)> {
         let wrong = |key, reason: &str| Err((key, reason.to_owned()));
-        for (key, value) in [("interval_ms", self.interval_ms), ("timeout_ms", self.timeout_ms)] {
-            if value == 0 {
-                return Err((key, format!("{key} is 0; leave it out for the default, or give milliseconds")));
-            }
-        }
+        times_are_no_zero(self.interval_ms, self.timeout_ms)?;
         if self.failures == 0 {
             return wrong("failures", "failures is 0: it would be killed without having failed; take 1 or more");
         }

@@ -43,12 +43,15 @@ impl ReadyQuestion {
                 return Err((key, format!("{key} has {} bytes, at most {most} are taken", bytes.0.len())));
             }
         }
-        for (key, value) in [("interval_ms", self.interval_ms), ("timeout_ms", self.timeout_ms)] {
-            if value == 0 {
-                return Err((key, format!("{key} is 0; leave it out for the default, or give milliseconds")));
-            }
-        }
-        Ok(())
+        times_are_no_zero(self.interval_ms, self.timeout_ms)
+    }
+}
+
+/// Of a question that is asked again and again.
+pub(super) fn times_are_no_zero(interval_ms: u64, timeout_ms: u64) -> Result<(), (&'static str, String)> {
+    match [("interval_ms", interval_ms), ("timeout_ms", timeout_ms)].iter().find(|(_, value)| *value == 0) {
+        Some((key, _)) => Err((key, format!("{key} is 0; leave it out for the default, or give milliseconds"))),
+        None => Ok(()),
     }
 }
 
