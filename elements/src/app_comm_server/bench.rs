@@ -37,6 +37,14 @@ pub(super) struct Bench {
     pub(super) hung: Vec<AppHung>,
     pub(super) registrations: VecDeque<AppRegisterServer>,
     pub(super) records: Vec<(Record, Bytes)>,
+    wanted: Vec<Wanted>,
+}
+
+/// What the element wanted, where the order matters.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Wanted {
+    Capture,
+    Registration,
 }
 
 /// A server application's listener.
@@ -74,7 +82,15 @@ impl Bench {
         let armor = ArmorId(number ^ u64::from(std::process::id()) << 48);
         let setup = Setup { armor, name: "node".into(), kind: "daemon".into(), run_dir: "/".into() };
         let element = AppCommServer::new(super::Config::default(), &setup).unwrap();
-        Bench { element, setup, events: Vec::new(), hung: Vec::new(), registrations: VecDeque::new(), records: Vec::new() }
+        Bench {
+            element,
+            setup,
+            events: Vec::new(),
+            hung: Vec::new(),
+            registrations: VecDeque::new(),
+            records: Vec::new(),
+            wanted: Vec::new(),
+        }
     }
 
     /// Calls the element and sorts what it wants.
@@ -90,15 +106,24 @@ impl Bench {
                 Effect::Event(event) => self.events.push(event),
                 Effect::Send(message) | Effect::SendReliable(message) => self.sent(&message),
                 Effect::Then(work) => work(),
+                Effect::StateChanged => self.wanted.push(Wanted::Capture),
                 _ => {}
             }
         }
         result
     }
 
+    /// What the element wants meanwhile, in its order.
+    pub(super) fn wanted<R>(&mut self, work: impl FnOnce(&mut Bench) -> R) -> (Vec<Wanted>, R) {
+        self.wanted.clear();
+        let result = work(self);
+        (std::mem::take(&mut self.wanted), result)
+    }
+
     fn sent(&mut self, message: &Message) {
         let operation = message.top().unwrap().operations.front().unwrap();
         let record = if let Some(registration) = downcast::<AppRegisterServer>(operation) {
+            self.wanted.push(Wanted::Registration);
             return self.registrations.push_back(registration.clone());
         } else if let Some(hung) = downcast::<AppHung>(operation) {
             return self.hung.push(hung.clone());

@@ -292,6 +292,8 @@ impl AppCommServer {
         registration.request = request;
         self.registrations.insert(request, Registration { reply, address, listener: id, since: Instant::now() });
         self.keep_service(address);
+        // Captured first: what APP_SERVER_DB knows of, the next life of this ARMOR takes back when its server is gone by then.
+        context.state_changed();
         context.send_reliable(Message::to(ArmorId::FTM, registration));
         self.wait_for_ftm(request, context);
     }
@@ -427,7 +429,7 @@ fn program_name(pid: u32) -> String {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use super::super::bench::{Bench, application};
+    use super::super::bench::{Bench, Wanted, application};
     use super::*;
     use serde_json::json;
 
@@ -448,6 +450,15 @@ mod tests {
         bench.register(&[]);
         assert!(served.accept().is_some());
         assert_eq!(bench.state(&client).as_deref(), Some("established"));
+    }
+
+    #[tokio::test]
+    async fn a_service_is_captured_before_it_is_registered() {
+        let mut bench = Bench::new();
+        let served = bench.bind("web", 0, &[]);
+        let (wanted, _asker) = bench.wanted(|bench| bench.begin_to_listen(&served));
+        let at = |what: fn(&Wanted) -> bool| wanted.iter().position(what).unwrap();
+        assert!(at(|wanted| *wanted == Wanted::Capture) < at(|wanted| *wanted == Wanted::Registration), "{wanted:?}");
     }
 
     #[tokio::test]
