@@ -13,8 +13,8 @@ use crate::environment::ArmorDirectory;
 /// Pause between two signs of life; a vault waits ten times as long by default.
 const ALIVE: Duration = Duration::from_millis(100);
 /// Pause between two tries to reach a vault that has just been started, and how many until it is started again.
-const REACH: (Duration, u32) = (Duration::from_millis(5), 400);
-/// Pause before the next one is started when one has ended before it was reached.
+const REACH: (Duration, u32) = (Duration::from_millis(5), 2000);
+/// Pause before the next one is started when one was not reached.
 const AGAIN: Duration = Duration::from_millis(50);
 
 /// Says that this ARMOR is alive, for ever.
@@ -40,23 +40,45 @@ pub(crate) async fn watch(directory: ArmorDirectory) {
     }
 }
 
+/// A vault that was started and has not been reached yet: it has not heard of this ARMOR's end, and would start it again. So it ends with it, unless that
+/// is killed.
+struct Unreached<'a>(&'a mut Child);
+
+impl Drop for Unreached<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 async fn replace(keeper: &Keeper, directory: &ArmorDirectory, replacements: &mut Vec<Child>) {
     loop {
         match armor_vault::replacement(&directory.name, directory.path()).and_then(|mut command| command.spawn()) {
-            Ok(vault) => replacements.push(vault),
+            Ok(mut vault) => {
+                let unreached = Unreached(&mut vault);
+                if reaches(keeper, &mut *unreached.0).await {
+                    std::mem::forget(unreached);
+                    return replacements.push(vault);
+                }
+            }
             Err(error) => tracing::error!(%error, "a vault cannot be started"),
         }
-        for _ in 0..REACH.1 {
-            tokio::time::sleep(REACH.0).await;
-            if keeper.reconnect().is_ok() {
-                return;
-            }
-            // It may have been killed as well, before it was reached.
-            if replacements.last_mut().is_some_and(|vault| vault.try_wait().is_ok_and(|ended| ended.is_some())) {
-                replacements.pop();
-                tokio::time::sleep(AGAIN).await;
-                break;
-            }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+/// Whether the vault is reached before it ends, and in time.
+async fn reaches(keeper: &Keeper, vault: &mut Child) -> bool {
+    for _ in 0..REACH.1 {
+        tokio::time::sleep(REACH.0).await;
+        if keeper.reconnect().is_ok() {
+            return true;
+        }
+        // It may have been killed as well.
+        if vault.try_wait().is_ok_and(|ended| ended.is_some()) {
+            return false;
         }
     }
+    tracing::warn!(vault = vault.id(), "a vault that was started is not reached; another one is started");
+    false
 }

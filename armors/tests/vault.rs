@@ -153,6 +153,24 @@ fn down_ends_what_does_not_listen() {
     assert_eq!(processes(&environment), Vec::<i32>::new());
 }
 
+#[test]
+fn an_environment_that_goes_down_while_a_vault_is_being_replaced_leaves_nothing() {
+    let replacement = |environment: &Environment| {
+        let adopts = |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.contains("--adopt"));
+        processes(environment).into_iter().find(adopts)
+    };
+    for _ in 0..5 {
+        let environment = Environment::up();
+        kill(environment.process("node1", "vault.pid"));
+        // It may have taken the daemon over by then, or know nothing of it yet.
+        while replacement(&environment).is_none() {
+            std::thread::yield_now();
+        }
+        stdout(&environment, &["down"]);
+        assert_eq!(processes(&environment), Vec::<i32>::new());
+    }
+}
+
 fn environment_pid(down: &str, armor: &str) -> String {
     let line = down.lines().find(|line| line.starts_with(armor)).unwrap();
     line.rsplit(' ').next().unwrap().to_owned()
