@@ -60,9 +60,10 @@ impl<'a> Ending<'a> {
     pub(crate) fn begin(armor: &'a ArmorDirectory) -> Option<Ending<'a>> {
         let (vault, process) = (Process::of(|| armor.vault()), Process::of(|| armor.pid()));
         let client = match (&vault, &process) {
-            // It passes the signal on, and starts nothing again.
-            (Some(vault), _) => {
+            // It passes the signal on, and starts nothing again; but one that is just being started ends of it.
+            (Some(vault), process) => {
                 vault.signal(Signal::TERM);
+                process.iter().for_each(|process| process.signal(Signal::TERM));
                 None
             }
             (None, Some(process)) => {

@@ -166,7 +166,8 @@ fn an_environment_that_goes_down_while_a_vault_is_being_replaced_leaves_nothing(
         while replacement(&environment).is_none() {
             std::thread::yield_now();
         }
-        stdout(&environment, &["down"]);
+        let down = stdout(&environment, &["down"]);
+        assert!(!down.contains("killed"), "{down}");
         assert_eq!(processes(&environment), Vec::<i32>::new());
     }
 }
