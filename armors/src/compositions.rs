@@ -9,7 +9,11 @@ pub(crate) const BUILT_IN: &[(&str, &str)] = &[
     ("ftm", include_str!("../../configs/ftm.toml")),
     ("daemon", include_str!("../../configs/daemon.toml")),
     ("execution", include_str!("../../configs/execution.toml")),
+    ("gateway", GATEWAY),
 ];
+
+/// What `armor gateway` puts its own listener into.
+pub(crate) const GATEWAY: &str = include_str!("../../configs/gateway.toml");
 
 /// A composition by built-in name or path. A file called `ftm` in the working directory is reached as `./ftm`.
 pub(crate) fn read(name_or_path: &Path) -> anyhow::Result<Composition> {
@@ -19,7 +23,7 @@ pub(crate) fn read(name_or_path: &Path) -> anyhow::Result<Composition> {
         Some((name, text)) => Composition::parse(&format!("<built-in {name}>"), text, &kinds)?,
         None => Composition::read(name_or_path, &kinds).map_err(|error| match name_or_path.exists() {
             true => anyhow::Error::new(error),
-            false => anyhow::anyhow!("{error}; built-in compositions are ftm, daemon and execution"),
+            false => anyhow::anyhow!("{error}; built-in compositions are ftm, daemon, execution and gateway"),
         })?,
     })
 }

@@ -22,7 +22,7 @@ fn every_configuration_passes_the_check() {
 
 #[test]
 fn built_in_compositions_are_the_files() {
-    for name in ["ftm", "daemon", "execution"] {
+    for name in ["ftm", "daemon", "execution", "gateway"] {
         // A composition is read before anything else, so a wrong setting shows that it was found and understood.
         let output = Command::new(env!("CARGO_BIN_EXE_armor"))
             .args(["start", name, "--run-dir", "/proc/none", "--set", "nothing.here=1"])

@@ -10,6 +10,8 @@
 //! Configuration: `closed` (refuse what is no registered service, thesis §4.2.1), `allowed_uids`, `window_bytes`, `log_bytes`,
 //! `spill_bytes` and `spill_dir` (where a log goes beyond `log_bytes`), `max_connections`.
 
+#[path = "app_comm_client/accepted.rs"]
+mod accepted;
 #[path = "app_comm_client/ftm.rs"]
 mod ftm;
 #[path = "app_comm_client/moved.rs"]
@@ -128,8 +130,13 @@ enum State {
 
 /// How the application waits for its connect.
 enum Waiting {
-    Blocked { asker: ReplyTo, application: OwnedFd },
+    Blocked {
+        asker: ReplyTo,
+        application: OwnedFd,
+    },
     Polling(Pending),
+    /// It does not: a client without a shim.
+    Accepted,
 }
 
 /// The element.
@@ -299,6 +306,7 @@ impl AppCommClient {
             Request::GetOption { name, level, option, length } => {
                 asked.reply.send(&get_option_for(self.holder(name), *level, *option, *length), None);
             }
+            Request::Accepted { .. } => self.accepted(asked, context),
             Request::Bind { .. } | Request::Listen { .. } | Request::Withdraw { .. } => {
                 asked
                     .reply
@@ -343,14 +351,7 @@ impl AppCommClient {
             }
         };
         let now = Instant::now();
-        let config =
-            connection_config(self.config.window_bytes, self.config.log_bytes, server.deadline_ms, crate::operations::OnDivergence::Reset);
-        let mut end = ClientEnd::new(id, config, policy(server.policy, server.settled_ms), now);
-        let spill = self.spill(id);
-        let spilled = spill.as_ref().map(SpillFile::shared);
-        if let Some(spill) = spill {
-            end.set_spill(Box::new(spill));
-        }
+        let (mut end, spilled) = self.new_end(id, &server, now);
         let mut reattach = None;
         if let Some(about) = self.reattach_for(asked.pid, context) {
             match self.let_reattach(id, about, &mut end, &application, now) {
@@ -402,6 +403,19 @@ impl AppCommClient {
         };
         self.clients.insert(id, client);
         self.turn(id, now, context);
+    }
+
+    /// The end of a new connection, and what its log may go on in.
+    fn new_end(&self, id: ConnectionId, server: &ServerRow, now: Instant) -> (ClientEnd, Option<SharedFile>) {
+        let config =
+            connection_config(self.config.window_bytes, self.config.log_bytes, server.deadline_ms, crate::operations::OnDivergence::Reset);
+        let mut end = ClientEnd::new(id, config, policy(server.policy, server.settled_ms), now);
+        let spill = self.spill(id);
+        let spilled = spill.as_ref().map(SpillFile::shared);
+        if let Some(spill) = spill {
+            end.set_spill(Box::new(spill));
+        }
+        (end, spilled)
     }
 
     fn table(&mut self, table: &AppServerTable, context: &mut Context<'_>) {
@@ -500,6 +514,7 @@ impl AppCommClient {
         let (read, ending) = client.port.read(now);
         if let Some(ending) = ending {
             self.stream_ended(id, ending, now, context);
+            self.watch_half_closed(id, context);
         }
         self.turn(id, now, context);
         read
@@ -525,6 +540,10 @@ impl AppCommClient {
                 client.port.note.word = Wait::Over.word();
                 client.port.save();
                 self.keeping.forget(&Keys::of(id).application);
+            }
+            Some(Waiting::Accepted) => {
+                client.port.note.word = Wait::Over.word();
+                client.port.save();
             }
             // Its process is gone, and the next one has not asked yet.
             None if client.port.end.is_lost() => client.state = State::Lost,
@@ -579,6 +598,8 @@ impl AppCommClient {
         match client.waiting.take() {
             Some(Waiting::Blocked { asker, .. }) => asker.send(&Reply::Connected { errno, pending: false, name: None }, None),
             Some(Waiting::Polling(pending)) => pending.fail(errno),
+            // Refusing comes too late: a reset is what is left to be said.
+            Some(Waiting::Accepted) => client.port.reset(None),
             None => {}
         }
         client.port.detach();

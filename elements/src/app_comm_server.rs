@@ -264,7 +264,7 @@ impl AppCommServer {
                 };
                 asked.reply.send(&answer, None);
             }
-            Request::Connect { .. } => {
+            Request::Connect { .. } | Request::Accepted { .. } => {
                 asked
                     .reply
                     .send(&Reply::Refused { reason: "this socket serves servers; clients ask at app_comm_client.sock".to_owned() }, None);

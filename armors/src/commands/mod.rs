@@ -4,6 +4,7 @@ mod check;
 mod down;
 mod elements;
 mod events;
+mod gateway;
 mod launch;
 mod run;
 mod start;
@@ -19,6 +20,7 @@ pub(crate) enum Command {
     Up(up::Up),
     Launch(Box<launch::Launch>),
     Run(run::Run),
+    Gateway(gateway::Gateway),
     Stop(stop::Stop),
     Status(status::Status),
     Events(events::Events),
@@ -42,6 +44,7 @@ impl Command {
             Command::Up(up) => up.run(),
             Command::Launch(launch) => launch.run(),
             Command::Run(run) => run.run(),
+            Command::Gateway(gateway) => gateway.run(),
             Command::Stop(stop) => stop.run(),
             Command::Status(status) => status.run(),
             Command::Events(events) => events.run(),

@@ -24,7 +24,7 @@ use crate::{compositions, log, own_vault, services, shim_library};
 /// The log goes to stderr; ARMOR_LOG (or RUST_LOG) says how much of it, such as ARMOR_LOG=debug.
 #[derive(clap::Args)]
 pub(crate) struct Start {
-    /// Composition: ftm, daemon, execution, or a TOML file
+    /// Composition: ftm, daemon, execution, gateway, or a TOML file
     config: PathBuf,
     /// Name, unique in the network [default: ftm for an FTM, node1 for a daemon, else the file's name]
     #[arg(long)]

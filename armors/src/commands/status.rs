@@ -48,10 +48,13 @@ fn tables(survey: &Survey) -> String {
     ];
     // Few applications have standbys.
     let standbys = Some(("Standbys", standbys(survey))).filter(|(_, table)| !table.render().is_empty());
+    let gateways = Some(("Gateways", gateways(survey))).filter(|(_, table)| !table.render().is_empty());
     let shown: Vec<String> = sections[..3]
         .iter()
         .chain(&standbys)
-        .chain(&sections[3..])
+        .chain(&sections[3..4])
+        .chain(&gateways)
+        .chain(&sections[4..])
         .map(|(title, table)| (title, table.render()))
         .map(|(title, table)| if table.is_empty() { format!("{title}: none\n") } else { format!("{title}\n{}", indent(&table)) })
         .collect();
@@ -135,6 +138,16 @@ fn services(survey: &Survey) -> Table {
         let [service, address, policy, incarnation, clients] =
             ["service", "address", "policy", "incarnation", "clients"].map(|key| text(&row[key]));
         table.row([service, address, name_of(survey, &text(&row["armor"])), policy, incarnation, clients]);
+    }
+    table
+}
+
+fn gateways(survey: &Survey) -> Table {
+    let mut table = Table::new(&["GATEWAY", "LISTENS AT", "SERVICE", "ADDRESS", "ACCEPTED", "WAITING", "REFUSED"]);
+    for (found, row) in rows(survey, "tcp_gateway", "listeners") {
+        let [listen, service, address, accepted, waiting, refused] =
+            ["listen", "service", "address", "accepted", "waiting", "refused"].map(|key| text(&row[key]));
+        table.row([found.name.clone(), listen, service, address, accepted, waiting, refused]);
     }
     table
 }

@@ -48,6 +48,8 @@ pub(super) enum Wait {
     Emptying(usize),
     /// For our answer.
     Blocked,
+    /// It does not: a client without a shim, whose kernel has told it already that it is connected.
+    Accepted,
 }
 
 impl Wait {
@@ -57,16 +59,18 @@ impl Wait {
             Wait::Polling(filled) => (1, filled),
             Wait::Emptying(filled) => (2, filled),
             Wait::Blocked => (3, 0),
+            Wait::Accepted => (4, 0),
         };
-        kind | (filled as u32) << 2
+        kind | (filled as u32) << 3
     }
 
     fn of(word: u32) -> Wait {
-        let filled = (word >> 2) as usize;
-        match word & 3 {
+        let filled = (word >> 3) as usize;
+        match word & 7 {
             0 => Wait::Over,
             1 => Wait::Polling(filled),
             2 => Wait::Emptying(filled),
+            4 => Wait::Accepted,
             _ => Wait::Blocked,
         }
     }
@@ -161,6 +165,7 @@ impl AppCommClient {
                 let application = application.ok_or("the socket of a pending connect is gone")?;
                 waiting = Some(Waiting::Polling(Pending::take_up(application, filled).map_err(|error| error.to_string())?));
             }
+            (Wait::Accepted, _) => waiting = Some(Waiting::Accepted),
             (_, Some(call)) => port.last_call(call, now),
             (_, None) => {}
         }
@@ -182,7 +187,8 @@ impl AppCommClient {
         let state = if wait == Wait::Over { State::Recovering } else { State::Connecting };
         let About { dialled, pid, descriptor, .. } = about;
         // Options that were set before are forgotten; further ones can be.
-        let holder = crate::endpoints::fresh_socket(name.family()).ok();
+        let is_tcp = port.socket.as_ref().is_some_and(ApplicationSocket::is_tcp);
+        let holder = if is_tcp { None } else { crate::endpoints::fresh_socket(name.family()).ok() };
         let client =
             Client { port, name, server, dialled, holder, waiting, looked_up: false, state, pid, descriptor, spilled, reattach, life: 0 };
         self.clients.insert(id, client);

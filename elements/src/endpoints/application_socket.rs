@@ -13,8 +13,8 @@ use rustix::event::{PollFd, PollFlags, poll};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 
-use super::READ_SIZE;
 use super::unread_byte::{self, Whereabouts};
+use super::{READ_SIZE, tcp};
 
 /// What a read gave.
 #[derive(Debug)]
@@ -46,6 +46,10 @@ pub struct ApplicationSocket {
     socket: Rc<AsyncFd<OwnedFd>>,
     resume: Rc<Notify>,
     over: Rc<Over>,
+    /// Not the descriptor of an application that has a shim, but the TCP socket to one that has none.
+    is_tcp: bool,
+    /// A write has found the TCP connection reset, which the kernel tells once: what the next read finds is not the end that it looks like.
+    was_reset: Rc<Cell<bool>>,
 }
 
 /// What the watching tasks wait on.
@@ -82,7 +86,20 @@ impl ApplicationSocket {
     /// # Errors
     /// When the event loop cannot watch it.
     pub fn new(socket: OwnedFd) -> io::Result<ApplicationSocket> {
-        Ok(ApplicationSocket { socket: Rc::new(super::watched::watched(socket)?), resume: Rc::default(), over: Rc::default() })
+        let is_tcp = tcp::is_tcp(&socket);
+        Ok(ApplicationSocket {
+            socket: Rc::new(super::watched::watched(socket)?),
+            resume: Rc::default(),
+            over: Rc::default(),
+            is_tcp,
+            was_reset: Rc::default(),
+        })
+    }
+
+    /// Whether it is the TCP socket to an application without a shim.
+    #[must_use]
+    pub fn is_tcp(&self) -> bool {
+        self.is_tcp
     }
 
     /// For the tasks that wait.
@@ -101,12 +118,15 @@ impl ApplicationSocket {
     #[must_use]
     pub fn read(&self, record: &mut Record, most: usize) -> Reading {
         match record.receive(self.socket.get_ref().as_fd(), most.min(READ_SIZE)) {
+            Ok(received) if received.first.is_empty() && self.was_reset.get() => Reading::Ended(Ending::Reset),
             Ok(received) if received.first.is_empty() => Reading::Ended(if self.hung_up() { Ending::Gone } else { Ending::Half }),
             Ok(received) => Reading::Bytes(received),
             Err(error) => match error.kind() {
                 io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Reading::Empty,
                 io::ErrorKind::StorageFull => Reading::NoRoom,
                 io::ErrorKind::ConnectionReset => Reading::Ended(Ending::Reset),
+                // It does not answer any more, or the network says that it cannot be reached: no close.
+                _ if self.is_tcp => Reading::Ended(Ending::Reset),
                 _ => Reading::Ended(Ending::Gone),
             },
         }
@@ -119,6 +139,10 @@ impl ApplicationSocket {
     pub fn write(&self, record: &mut Record, slices: &[IoSlice<'_>], keep: Keep) -> io::Result<usize> {
         match record.send(self.socket.get_ref().as_fd(), slices, keep) {
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(0),
+            Err(error) => {
+                self.was_reset.set(self.is_tcp);
+                Err(error)
+            }
             sent => sent,
         }
     }
@@ -131,14 +155,20 @@ impl ApplicationSocket {
     /// Ends the connection to the application in both directions, and with it the tasks that wait on the socket. Closing alone
     /// would not: they hold the descriptor too.
     pub fn hang_up(&self) {
-        let _ = rustix::net::shutdown(self.socket.get_ref(), rustix::net::Shutdown::Both);
+        if self.is_tcp {
+            tcp::close(self.socket.get_ref());
+        } else {
+            let _ = rustix::net::shutdown(self.socket.get_ref(), rustix::net::Shutdown::Both);
+        }
         self.resume.notify_one();
     }
 
     /// Closes the socket so that the application sees a reset. The kernel shows it when the last copy of the socket is closed, and as
     /// one only if it is not shut down before: so the tasks that wait on it, which have copies, are ended otherwise.
     pub fn reset(self, application: Option<Whereabouts>) {
-        if let Err(error) = unread_byte::leave_one(self.socket.get_ref(), application) {
+        if self.is_tcp {
+            tcp::abort(self.socket.get_ref());
+        } else if let Err(error) = unread_byte::leave_one(self.socket.get_ref(), application) {
             tracing::debug!(%error, "the kernel shows the application an end of file in place of a reset");
         }
         self.over.is_over.set(true);

@@ -38,6 +38,12 @@ impl Handed {
     pub fn take(&mut self, key: &str) -> Option<OwnedFd> {
         self.descriptors.remove(key)
     }
+
+    /// Under which keys there is something.
+    #[must_use]
+    pub fn keys(&self) -> Vec<String> {
+        self.descriptors.keys().cloned().collect()
+    }
 }
 
 impl Keeping {
@@ -94,6 +100,10 @@ impl Keeping {
     /// Lets go of what an earlier life had kept and this one has no use for. The other side of such a socket is told at once, whoever has copies of it.
     pub fn forget_rest(&self, handed: &mut Handed) {
         for (key, descriptor) in handed.descriptors.drain() {
+            if super::tcp::is_tcp(&descriptor) {
+                // Its client must not take this for the end of what it was told.
+                super::tcp::abort(&descriptor);
+            }
             // Not a connected socket: nobody is at its other side.
             let _ = rustix::net::shutdown(&descriptor, rustix::net::Shutdown::Both);
             self.forget(&key);

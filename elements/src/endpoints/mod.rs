@@ -20,6 +20,7 @@ mod settings;
 mod socket_options;
 mod spill;
 mod taken;
+pub mod tcp;
 mod transcript;
 mod unread_byte;
 mod watched;
@@ -45,6 +46,7 @@ pub use spill::{SharedFile, SpillFile};
 pub use taken::{is_accepted, unread};
 pub use transcript::TranscriptFile;
 pub use unread_byte::Whereabouts;
+pub use watched::watched as watched_descriptor;
 
 /// Reads of an application's socket are made into buffers of this size.
 pub const READ_SIZE: usize = 128 * 1024;

@@ -10,7 +10,7 @@ use tokio::io::unix::AsyncFd;
 ///
 /// # Errors
 /// When the kernel's epoll does not take it.
-pub(super) fn watched(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+pub fn watched(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` gives the same open descriptor from `as_raw_fd` until it is dropped, and nothing in this crate takes it out
     // of the `AsyncFd` or closes it behind its back.
     unsafe { AsyncFd::register(descriptor) }.map_err(io::Error::from)

@@ -115,6 +115,17 @@ pub enum Request {
         /// Size of the application's buffer in bytes.
         length: u32,
     },
+    /// Of a gateway, which speaks for a client that has no shim: it has accepted a TCP connection for the service at `addr`. Carries the TCP
+    /// socket, which is the application's end from now on. Reply: [`Reply::Connected`] without a socket, which says whether the connection is
+    /// taken, not whether the server has answered.
+    Accepted {
+        /// The service, as a client of this network would dial it.
+        addr: Endpoint,
+        /// The client: what the server is told as its peer.
+        client: Endpoint,
+        /// It may have been handed over before; then it is taken already.
+        again: bool,
+    },
 }
 
 /// What the ARMOR answers. `errno` 0 is success.
