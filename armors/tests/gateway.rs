@@ -70,26 +70,7 @@ fn sha256(bytes: &[u8]) -> String {
 fn kill_each(environment: &Environment, service: &str) {
     environment.kill(service);
     environment.kill_armor("node1");
-    kill_gateway(environment);
-}
-
-fn kill_gateway(environment: &Environment) {
-    let killed = environment.process(GATEWAY, "pid");
-    kill(killed);
-    let again = || {
-        let ready = std::fs::read_to_string(environment.directory(GATEWAY).join("ready")).ok()?.trim().parse().ok()?;
-        (ready != killed && environment::lives(ready)).then_some(())
-    };
-    let give_up = std::time::Instant::now() + Duration::from_secs(15);
-    while again().is_none() {
-        assert!(
-            std::time::Instant::now() < give_up,
-            "{}{}",
-            log(environment),
-            String::from_utf8_lossy(&environment.armor(&["events"]).output().unwrap().stdout)
-        );
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    environment.kill_armor(GATEWAY);
 }
 
 #[test]

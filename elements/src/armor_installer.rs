@@ -209,7 +209,8 @@ impl Element for ArmorInstaller {
     fn restore(&mut self, state: &[u8]) -> Result<(), String> {
         let captured: Vec<Captured> = rmp_serde::from_slice(state).map_err(|error| error.to_string())?;
         for Captured { name, composition, pid } in captured {
-            let installed = Installed { state: State::Orphan, leftover: pid, ..self.fresh(&name, composition) };
+            // It had a life under the daemon before: one that fails while it starts is no reason to give the ARMOR up.
+            let installed = Installed { state: State::Orphan, leftover: pid, life: 1, ..self.fresh(&name, composition) };
             self.installed.insert(name, installed);
         }
         Ok(())
@@ -662,6 +663,13 @@ mod tests {
         let mut next = self::installer();
         next.restore(&installer.capture().unwrap_or_default()).expect("works");
         assert_eq!(next.installed["x"].state, State::Orphan);
+        // It dies before it has attached to the next daemon, and so does its next life.
+        next.installed.values_mut().for_each(|installed| (installed.state, installed.life) = (State::Starting, installed.life + 1));
+        let life = next.installed["x"].life;
+        let killed = Ended { orderly: false, how: "was killed by signal 9".to_owned() };
+        next.ended("x", life, &killed, &mut Context::detached(&setup, None, &mut effects));
+        assert_eq!((told(&effects), next.installed["x"].state), (vec!["armor-failed"], State::Pausing));
+        effects.clear();
         installer.ended("x", 1, &Ended { orderly: true, how: String::new() }, &mut Context::detached(&setup, None, &mut effects));
         assert!(installer.installed.is_empty());
         assert_eq!(told(&effects), ["armor-ended"]);
