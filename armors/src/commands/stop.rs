@@ -70,7 +70,10 @@ impl Stop {
         };
         let gateways: Vec<&str> = survey.armors.iter().filter(is_it).filter_map(|found| found.name.split('/').next()).collect();
         let node = match &gateways[..] {
-            [] => bail!("no application or gateway {name:?} is there; `armor status{}` lists them", base.option()),
+            [] => bail!(
+                "no application {name:?} is supervised here, nor is there a gateway of that name; `armor status{}` lists them",
+                base.option()
+            ),
             [only] => *only,
             several => bail!("gateways {name:?} are on {}; choose a node with --node", several.join(", ")),
         };
