@@ -322,6 +322,7 @@ impl Shared {
                 Answer::Reply(Reply::Withdrawn, Some(listener.holder))
             }
             Request::Connect { addr, nonblocking, .. } => self.connect(*addr, *nonblocking, fd),
+            Request::Accepted { .. } => panic!("a gateway asks for that, no shim"),
             Request::HowEnded { name } => {
                 let state = self.state();
                 let living = state.connections.get(&name.id).map(|connection| connection.ended);
