@@ -5,6 +5,7 @@
 //!
 //! Invariant: exit statuses are those of `EXIT_STATUS`; a message on stderr says what happened, to which thing, what to do.
 
+mod bench;
 mod campaign;
 mod client;
 mod commands;

@@ -15,7 +15,7 @@ mod measure;
 mod network;
 mod pattern;
 mod picture;
-mod progress;
+pub(crate) mod progress;
 mod relay;
 mod report;
 pub(crate) mod server;
@@ -38,8 +38,10 @@ use matrix::{Cell, Choice, Fault, Placement, Planned, Policy, Target};
 use measure::{Run, Verdict};
 use pattern::Draw;
 use progress::Progress;
-use report::{Machine, Report, Row};
+pub(crate) use report::{Machine, indent};
+use report::{Report, Row};
 use stage::{CLIENT_NODE, SERVER_NODE, Stage};
+pub(crate) use stage::{free_address, processes_below};
 
 /// Runs of the same clients; then new ones come.
 const SESSION: u32 = 25;

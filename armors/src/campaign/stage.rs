@@ -454,7 +454,7 @@ impl Drop for Stage {
 }
 
 /// Processes whose command line or ARMOR is below a directory.
-fn processes_below(directory: &Path) -> Vec<Pid> {
+pub(crate) fn processes_below(directory: &Path) -> Vec<Pid> {
     let directory = directory.as_os_str().as_encoded_bytes();
     let names = |text: &[u8]| {
         text.windows(directory.len())

@@ -32,6 +32,7 @@ pub(crate) enum Command {
     Vault(vault::Vault),
     Demo(crate::demo::Demo),
     Campaign(crate::campaign::Campaign),
+    Bench(crate::bench::Bench),
     #[command(hide = true)]
     CampaignServer(crate::campaign::server::Server),
     #[command(hide = true)]
@@ -55,6 +56,7 @@ impl Command {
             Command::Vault(vault) => vault.run(),
             Command::Demo(demo) => demo.run(),
             Command::Campaign(campaign) => campaign.run(),
+            Command::Bench(bench) => bench.run(),
             Command::CampaignServer(server) => server.run(),
             Command::CampaignClient(clients) => clients.run(),
         }
