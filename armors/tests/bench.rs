@@ -103,7 +103,11 @@ fn every_row_is_measured_and_the_page_is_written() {
     for metric in ["init", "bind"] {
         assert!(["direct", "daemon", "execution"].iter().all(|row| measured(metric, "one-core", row) == 1), "{metric}");
     }
-    assert!(measured("download-cpu", "free", "daemon") == 1 && measured("memory", "free", "daemon") == 2);
+    assert!(
+        measured("download-cpu", "free", "daemon") == 1
+            && measured("exchange-cpu", "one-core", "daemon") == 2
+            && measured("memory", "free", "daemon") == 2
+    );
     let recovered: Vec<&str> = report["recovery"].as_array().unwrap().iter().map(|cell| cell["target"].as_str().unwrap()).collect();
     assert_eq!(recovered, ["server", "daemon", "execution", "node"]);
     assert!(report["goals"].as_array().unwrap().iter().any(|goal| goal["found"].as_f64().unwrap() > 0.0));

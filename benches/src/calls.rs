@@ -1,12 +1,12 @@
 //! What single calls take: socket, bind, listen, connect, close (thesis tables 6.2 and 6.3), and whole short connections.
 
 use std::io::{self, Read as _};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use rustix::net::{AddressFamily, SocketType, bind, listen, socket};
 use serde::Serialize;
+use socket2::{Domain, Socket, Type};
 
 use crate::times::{Summary, Times};
 use crate::wire::{Wish, ask};
@@ -20,19 +20,20 @@ pub struct ServerCalls {
     pub bind: Summary,
 }
 
-/// Times them, `count` times, each on a socket of its own that is closed again.
+/// Times them, by the calls of the C library as ordinary programs make them, `count` times, each on a socket of its own that is closed again.
 ///
 /// # Errors
 /// Those of the calls.
 pub fn server_calls(count: u32) -> anyhow::Result<ServerCalls> {
     let (mut init, mut binding) = (Times::new()?, Times::new()?);
+    let any_port = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     for _ in 0..count {
         let begun = Instant::now();
-        let listener = socket(AddressFamily::INET, SocketType::STREAM, None).context("socket")?;
+        let listener = Socket::new(Domain::IPV4, Type::STREAM, None).context("socket")?;
         init.add(begun.elapsed());
         let begun = Instant::now();
-        bind(&listener, &SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0)).context("bind")?;
-        listen(&listener, 128).context("listen")?;
+        listener.bind(&any_port.into()).context("bind")?;
+        listener.listen(128).context("listen")?;
         binding.add(begun.elapsed());
     }
     Ok(ServerCalls { init: init.summary(), bind: binding.summary() })

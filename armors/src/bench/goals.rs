@@ -39,14 +39,14 @@ const fn least(what: &'static str, metric: Metric, pinning: Pinning, row: Row, t
 const LARGEST: u64 = 2048;
 
 const ALL: [Wanted; 13] = {
-    use Metric::{Bind, Download, DownloadCpu, RequestCpu, Requests, RoundTrip, ShortConnection, Upload, UploadCpu};
+    use Metric::{Bind, Download, DownloadCpu, ExchangeCpu, Requests, RoundTrip, ShortConnection, Upload, UploadCpu};
     use Pinning::{Free, OneCore};
     use Row::{Daemon, Direct, Execution, Haproxy, HaproxyBusy};
     [
         most("round trip to 2 KB, daemons / two HAProxy, one core", RoundTrip, OneCore, Daemon, Haproxy, 0.85),
         most("round trip to 2 KB, daemons / two HAProxy, not pinned", RoundTrip, Free, Daemon, Haproxy, 0.35),
         most("round trip to 2 KB, daemons / two HAProxy with busy-polling, not pinned", RoundTrip, Free, Daemon, HaproxyBusy, 1.0),
-        most("CPU of a request, daemons / two HAProxy, not pinned", RequestCpu, Free, Daemon, Haproxy, 1.0),
+        most("CPU of a round trip to 2 KB, daemons / two HAProxy, not pinned", ExchangeCpu, Free, Daemon, Haproxy, 1.0),
         least("requests/s of 32 sessions, daemons / two HAProxy, one core", Requests, OneCore, Daemon, Haproxy, 1.1),
         most("round trip to 2 KB, daemons / direct, one core", RoundTrip, OneCore, Daemon, Direct, 4.5),
         most("round trip to 2 KB, Execution ARMORs / daemons, one core", RoundTrip, OneCore, Execution, Daemon, 1.5),

@@ -7,6 +7,7 @@ use serde::Serialize;
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Metric {
     RoundTrip,
+    ExchangeCpu,
     Init,
     Bind,
     Connect,
@@ -48,8 +49,9 @@ impl Pinning {
 }
 
 impl Metric {
-    pub(crate) const ALL: [Metric; 20] = [
+    pub(crate) const ALL: [Metric; 21] = [
         Metric::RoundTrip,
+        Metric::ExchangeCpu,
         Metric::Init,
         Metric::Bind,
         Metric::Connect,
@@ -74,6 +76,7 @@ impl Metric {
     pub(crate) fn title(self) -> &'static str {
         match self {
             Metric::RoundTrip => "Round trip by packet size (thesis table 6.1)",
+            Metric::ExchangeCpu => "CPU of a round trip by packet size: all processes of the row",
             Metric::Init => "init: the call socket (thesis table 6.2)",
             Metric::Bind => "bind: the calls bind and listen (thesis table 6.2)",
             Metric::Connect => "connect (thesis table 6.3)",
@@ -109,8 +112,8 @@ impl Metric {
     /// The parameter as a heading; nothing for figures without one.
     pub(crate) fn parameter(self, value: u64) -> String {
         match self {
-            Metric::RoundTrip if value >= 4096 => format!("{} KB", value / 1024),
-            Metric::RoundTrip => format!("{value} B"),
+            Metric::RoundTrip | Metric::ExchangeCpu if value >= 4096 => format!("{} KB", value / 1024),
+            Metric::RoundTrip | Metric::ExchangeCpu => format!("{value} B"),
             Metric::Memory | Metric::RoundTripBeside => value.to_string(),
             _ => String::new(),
         }

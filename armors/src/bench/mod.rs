@@ -59,7 +59,7 @@ pub(crate) struct Bench {
     #[arg(long, value_enum, value_delimiter = ',', value_name = "ROW")]
     rows: Vec<Row>,
     /// How often each row has its turn with each figure
-    #[arg(long, value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(long, value_name = "N", default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
     /// Failures per target of which recovery is measured; 0: none
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(0..=1000))]

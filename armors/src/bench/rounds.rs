@@ -49,7 +49,7 @@ impl Plan {
             exchanges: 1000,
             exchanges_ms: 500,
             calls: 100,
-            bulk_bytes: 256 << 20,
+            bulk_bytes: 128 << 20,
             rate_clients: 8,
             rate_ms: 300,
             sessions: 32,
@@ -158,8 +158,15 @@ impl Rounds<'_> {
         let usual = |lane: &mut Lane, order: &str| lane.ask(Service::Usual, order, PATIENCE);
         Ok(match task {
             Task::RoundTrips(bytes) => {
+                let pids = lane.processes();
+                let before = cpu_seconds(&pids);
                 let answer = usual(lane, &format!("round-trips {bytes} {exchanges} {exchanges_ms}"))?;
-                vec![(Metric::RoundTrip, bytes, number(&answer, "/p50")?)]
+                let cpu = cpu_seconds(&pids) - before;
+                let mut found = vec![(Metric::RoundTrip, bytes, number(&answer, "/p50")?)];
+                if tells_its_cpu(lane.row) {
+                    found.push((Metric::ExchangeCpu, bytes, cpu / number(&answer, "/exchanges")? * 1e6));
+                }
+                found
             }
             Task::ServerCalls => {
                 let answer = usual(lane, &format!("server-calls {calls}"))?;
@@ -186,8 +193,7 @@ impl Rounds<'_> {
                     (true, Service::Usual) => (Metric::LoggedUpload, Metric::LoggedUploadCpu),
                 };
                 let speed = (speed, 0, gib / number(&answer, "/seconds")?);
-                // socat's processes end with their connections, and what they used with them.
-                if lane.row == Row::Socat { vec![speed] } else { vec![speed, (cost, 0, cpu / gib)] }
+                if tells_its_cpu(lane.row) { vec![speed, (cost, 0, cpu / gib)] } else { vec![speed] }
             }
             Task::Rate => {
                 let answer = usual(lane, &format!("rate {rate_clients} {rate_ms}"))?;
@@ -205,7 +211,7 @@ impl Rounds<'_> {
                     (Metric::UnderLoadP99, 0, number(&answer, "/p99")?),
                     (Metric::UnderLoadP999, 0, number(&answer, "/p999")?),
                 ];
-                if lane.row != Row::Socat {
+                if tells_its_cpu(lane.row) {
                     found.push((Metric::RequestCpu, 0, cpu / requests * 1e6));
                 }
                 found
@@ -248,6 +254,11 @@ fn tasks(plan: &Plan) -> Vec<Task> {
         Task::Load,
     ];
     plan.sizes.iter().map(|size| Task::RoundTrips(*size)).chain(rest).collect()
+}
+
+/// socat's processes end with their connections, and what they have used is lost with them.
+fn tells_its_cpu(row: Row) -> bool {
+    row != Row::Socat
 }
 
 fn left_out(task: Task, row: Row, pinning: Pinning) -> bool {
