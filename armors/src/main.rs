@@ -13,6 +13,7 @@ mod compositions;
 mod demo;
 mod ending;
 mod environment;
+mod free_address;
 mod interrupt;
 mod log;
 mod output;

@@ -15,7 +15,7 @@ use super::row::Row;
 use super::shelter::Shelter;
 use super::talker::Talker;
 use super::{groups, process, proxies};
-use crate::campaign::free_address;
+use crate::free_address::free_address;
 
 const UP_WITHIN: Duration = Duration::from_secs(20);
 

@@ -10,7 +10,8 @@ use serde::Serialize;
 
 use super::matrix::{Cell, Policy};
 use super::measure::Spread;
-use super::stage::{builtin, free_address, python};
+use super::stage::{builtin, python};
+use crate::free_address::free_address;
 
 /// Between two tries to connect.
 const TRY_EVERY: Duration = Duration::from_micros(200);

@@ -40,8 +40,8 @@ use pattern::Draw;
 use progress::Progress;
 pub(crate) use report::{Machine, indent};
 use report::{Report, Row};
+pub(crate) use stage::processes_below;
 use stage::{CLIENT_NODE, SERVER_NODE, Stage};
-pub(crate) use stage::{free_address, processes_below};
 
 /// Runs of the same clients; then new ones come.
 const SESSION: u32 = 25;

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -29,6 +29,7 @@ use super::talk::{FILE, FILE_BYTES, file};
 use crate::client::Client;
 use crate::ending::Process;
 use crate::environment::{ArmorDirectory, Base, Place, fresh_directory};
+use crate::free_address::free_address;
 use crate::recovery::Recovery;
 use crate::survey::{element, entries};
 
@@ -479,9 +480,4 @@ fn call(command: &mut Command, name: &str) -> anyhow::Result<()> {
         bail!("`{name}` failed ({}): {}", output.status, said.trim().trim_start_matches("armor: "));
     }
     Ok(())
-}
-
-/// A loopback address whose port is free.
-pub(crate) fn free_address() -> anyhow::Result<SocketAddr> {
-    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).context("no free port on 127.0.0.1")
 }

@@ -11,7 +11,6 @@ mod report;
 mod stage;
 
 use std::fmt::Write as _;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant, SystemTime};
@@ -19,6 +18,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context as _, bail};
 use sha2::{Digest as _, Sha256};
 
+use crate::free_address::free_address;
 use crate::interrupt::{Interrupt, Interrupted};
 use crate::output;
 use crate::program::{self, Found};
@@ -96,7 +96,7 @@ impl Demo {
         interrupt.check()?;
         stage.up()?;
         interrupt.check()?;
-        let address = free_address()?;
+        let address = free_address()?.to_string();
         let command = [server.as_os_str(), "--listen".as_ref(), address.as_ref(), "--wav".as_ref(), audio.as_os_str()];
         stage.launch(usize::from(self.kills) + 5, &command)?;
         progress::say(&format!("audio-server runs on {} at {address}; its clients are on {}", stage::SERVER_NODE, stage::CLIENT_NODE));
@@ -289,12 +289,6 @@ fn prepare(out: &Path) -> anyhow::Result<()> {
         }
     }
     Ok(())
-}
-
-/// A loopback address whose port is free.
-fn free_address() -> anyhow::Result<String> {
-    let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).context("no free port on 127.0.0.1")?;
-    Ok(free.to_string())
 }
 
 fn unix_ms() -> u64 {
