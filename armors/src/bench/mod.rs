@@ -150,6 +150,7 @@ impl Bench {
             versions: versions(),
             congestion_may_differ: same.err(),
             congestion,
+            fewer_connections: fewer_connections(&plan),
             plan,
             rows,
             left_out,
@@ -199,6 +200,16 @@ fn most_connections() -> u64 {
     // HAProxy takes the soft limit for what it may have.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
     maximum.map_or(u64::MAX, |maximum| maximum.saturating_sub(OTHER_DESCRIPTORS) / DESCRIPTORS)
+}
+
+fn fewer_connections(plan: &Plan) -> Option<String> {
+    let most = most_connections();
+    plan.held.contains(&most).then(|| {
+        format!(
+            "Idle connections: at most {most}, since a process may have only {} descriptors here",
+            most * DESCRIPTORS + OTHER_DESCRIPTORS
+        )
+    })
 }
 
 fn congestion_of(lane: &mut Lane) -> anyhow::Result<Option<String>> {

@@ -34,8 +34,7 @@ pub(crate) struct Recovered {
 /// When it cannot be run, or somebody wants the end.
 pub(super) fn measure(runs: u32, out: &Path, interrupt: &Interrupt) -> anyhow::Result<Vec<Recovered>> {
     let mut found = Vec::new();
-    // Runs of nodes take seconds each, so half as many are enough.
-    for (targets, runs) in [("server,daemon,execution", runs), ("node", runs.div_ceil(2) * NODE_PART)] {
+    for (targets, runs) in [("server,daemon,execution", runs), ("node", runs * NODE_PART)] {
         found.extend(campaign(targets, runs, &out.join(targets), interrupt)?);
     }
     Ok(found)

@@ -31,6 +31,8 @@ pub(crate) struct Report {
     /// Of each row's TCP sockets, as the kernel tells it.
     pub(crate) congestion: BTreeMap<Row, String>,
     pub(crate) plan: Plan,
+    /// Why there are not as many idle connections as there were to be, if so.
+    pub(crate) fewer_connections: Option<String>,
     pub(crate) rows: Vec<Row>,
     /// Rows that were not measured, and why.
     pub(crate) left_out: BTreeMap<Row, String>,
@@ -109,6 +111,7 @@ impl Report {
             lines.push(format!("Congestion control of the TCP sockets, as the kernel tells it: {}", by_name.join("; ")));
         }
         lines.extend(self.congestion_may_differ.iter().map(|why| format!("It is each program's own, since {why}")));
+        lines.extend(self.fewer_connections.iter().cloned());
         lines.extend(self.left_out.iter().map(|(row, why)| format!("Left out: {}: {why}", row.title())));
         lines
     }
@@ -121,6 +124,7 @@ impl Report {
                 grids.extend(self.grids_of(metric, pinning));
             }
         }
+        grids.extend(self.thesis_round_trips());
         grids.extend(self.thesis_calls());
         grids.extend(self.recoveries());
         grids.extend(self.goal_table());
@@ -167,6 +171,23 @@ impl Report {
                 grids
             }
         }
+    }
+
+    /// Table 6.1 beside the thesis.
+    fn thesis_round_trips(&self) -> Option<Grid> {
+        let line = |(bytes, direct, dual, armor): (u64, f64, f64, f64)| {
+            let key = Key { metric: Metric::RoundTrip, pinning: Pinning::OneCore, parameter: bytes };
+            let here = |row| self.results.told(key, row).map_or_else(String::new, |told| digits(told.median));
+            let ratio = self.results.ratio(key, Row::Daemon, Row::Own)?;
+            let thesis = [digits(direct), digits(dual), digits(armor), digits(armor / dual)];
+            let own = [here(Row::Direct), here(Row::Own), here(Row::Daemon), digits(ratio)];
+            Some([format!("{bytes} B")].into_iter().chain(thesis).chain(own).collect())
+        };
+        let rows: Vec<Vec<String>> = thesis::ROUND_TRIP.into_iter().filter_map(line).collect();
+        let head =
+            ["µs", "thesis: direct", "dual proxy", "ARMOR", "ARMOR ÷ dual proxy", "here: direct", "own dual proxy", "ARMOR", "ratio"];
+        let title = "Thesis table 6.1 beside the same here, all processes on one core".to_owned();
+        (!rows.is_empty()).then(|| Grid { title, head: head.map(str::to_owned).to_vec(), rows })
     }
 
     /// Tables 6.2, 6.3 and 6.5 beside the thesis: absolute times are twenty-three years apart, ratios are not.
@@ -282,6 +303,7 @@ pub(super) mod tests {
             congestion_may_differ: None,
             congestion: [(Row::Direct, "cubic".to_owned()), (Row::Daemon, "cubic".to_owned())].into(),
             plan: Plan::short(),
+            fewer_connections: None,
             rows: vec![Row::Direct, Row::Own, Row::Haproxy, Row::Daemon, Row::Execution],
             left_out: [(Row::Socat, "socat is not installed".to_owned())].into(),
             figures: Report::figures(&results),
