@@ -155,7 +155,7 @@ fn gateways(survey: &Survey) -> Table {
 fn connections(survey: &Survey) -> Table {
     let mut table = Table::new(&["CONNECTION", "END", "ARMOR", "SERVICE", "ADDRESS", "PEER", "STATE", "SENT", "RECEIVED"]);
     let servers = survey.armors.first().map_or(&[][..], |ftm| ftm.list("APP_SERVER_DB", "servers"));
-    for (end, element) in [("client", "APP_COMM_CLIENT"), ("server", "APP_COMM_SERVER")] {
+    for (end, element) in [("client", "APP_COMM_CLIENT"), ("server", "APP_COMM_SERVER"), ("server", "wired_servers")] {
         for (found, row) in rows(survey, element, "connections") {
             let listed = || {
                 servers

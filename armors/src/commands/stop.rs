@@ -71,7 +71,7 @@ impl Stop {
         let gateways: Vec<&str> = survey.armors.iter().filter(is_it).filter_map(|found| found.name.split('/').next()).collect();
         let node = match &gateways[..] {
             [] => bail!(
-                "no application {name:?} is supervised here, nor is there a gateway of that name; `armor status{}` lists them",
+                "no application {name:?} is supervised here; nor is there a gateway of that name: `armor status{}` lists them",
                 base.option()
             ),
             [only] => *only,

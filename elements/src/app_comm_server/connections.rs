@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use armor_core::context::Context;
 use armor_core::events::Event;
-use armor_proto::connection::{AckState, ConnectDecision, ConnectReply, Direction, Event as EndEvent, Reset, ResetReason, ServerEnd};
+use armor_proto::connection::{ConnectDecision, Event as EndEvent, ResetReason, ServerEnd};
 use armor_proto::hookup::{Endpoint, Name, Role};
 use armor_proto::ids::{ArmorId, ConnectionId, Incarnation};
 use serde::Serialize;
@@ -16,8 +16,8 @@ use super::failures::Look;
 use super::health::Taken;
 use super::restored::{About, socket_key};
 use super::timelines::Step;
-use crate::endpoints::{ConnectionOptions, Crowd, Ending, Note, Port, Proxy, Read, connection_config};
-use crate::operations::{AppcommConnectReply, AppcommReset, AppcommServerConnectRequest};
+use crate::endpoints::{ConnectionOptions, Crowd, Ending, Note, Port, Proxy, Read, answer_late, connection_config, refuse};
+use crate::operations::AppcommServerConnectRequest;
 
 /// How far a connection is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -154,15 +154,15 @@ impl AppCommServer {
         if self.over.of(id).is_some_and(|last| asked.request.incarnation <= *last) {
             return answer_late(asked, context);
         }
-        let Some(service) = self.services.get(&address) else { return refuse(asked, context) };
+        let Some(service) = self.services.get(&address) else { return refuse(asked, libc::ECONNREFUSED, context) };
         if !self.servers.contains_key(&id) {
             if self.servers.len() >= self.config.max_connections {
                 let told = Event::new("connect-refused").with("service", &service.name).with("reason", "max_connections");
                 self.tell(told, context);
-                return refuse(asked, context);
+                return refuse(asked, libc::ECONNREFUSED, context);
             }
             if !self.is_ready(service) && !self.is_coming(service) {
-                return refuse(asked, context);
+                return refuse(asked, libc::ECONNREFUSED, context);
             }
         }
         let now = Instant::now();
@@ -184,7 +184,7 @@ impl AppCommServer {
                 }
                 Err(error) => {
                     self.tell(Event::new("connect-refused").with("service", &about.service).with("reason", error), context);
-                    return refuse(asked, context);
+                    return refuse(asked, libc::ECONNREFUSED, context);
                 }
             }
         }
@@ -331,33 +331,6 @@ impl Proxy for AppCommServer {
             | EndEvent::MarkRefused(_) => {}
         }
     }
-}
-
-/// A connect request for a connection that is over here. Mostly it is a duplicate that was under way for long, and nobody waits
-/// for an answer. A client that has not heard of the end takes it from this.
-fn answer_late(asked: &AppcommServerConnectRequest, context: &mut Context<'_>) {
-    let reset = Reset {
-        connection: asked.request.connection,
-        incarnation: asked.request.incarnation,
-        direction: Direction::S2c,
-        reason: ResetReason::ServerGone,
-    };
-    context.send_to(asked.client, AppcommReset { reset });
-}
-
-/// Nobody serves this address here.
-fn refuse(asked: &AppcommServerConnectRequest, context: &mut Context<'_>) {
-    let requested = asked.request.incarnation;
-    let reply = ConnectReply {
-        connection: asked.request.connection,
-        requested,
-        incarnation: requested,
-        service: Incarnation(0),
-        end: 0,
-        errno: libc::ECONNREFUSED,
-        c2s: AckState::default(),
-    };
-    context.send_to(asked.client, AppcommConnectReply { reply });
 }
 
 #[cfg(test)]

@@ -23,16 +23,49 @@ const ASKED_AGAIN: (Duration, u32) = (Duration::from_secs(10), 6);
 /// The kernel's: the address is in use or not this machine's.
 pub fn listen(address: SocketAddr, backlog: i32, keepalive: Duration) -> io::Result<OwnedFd> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-    let socket = net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
+    let socket = socket(family, keepalive)?;
     sockopt::set_socket_reuseaddr(&socket, true)?;
+    net::bind(&socket, &address)?;
+    net::listen(&socket, backlog)?;
+    Ok(socket)
+}
+
+/// A socket with what this side wants of TCP.
+fn socket(family: AddressFamily, keepalive: Duration) -> io::Result<OwnedFd> {
+    let socket = net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
     sockopt::set_tcp_nodelay(&socket, true)?;
     sockopt::set_socket_keepalive(&socket, true)?;
     sockopt::set_tcp_keepidle(&socket, keepalive)?;
     sockopt::set_tcp_keepintvl(&socket, ASKED_AGAIN.0)?;
     sockopt::set_tcp_keepcnt(&socket, ASKED_AGAIN.1)?;
     sockopt::set_socket_linger(&socket, Some(Duration::ZERO))?;
-    net::bind(&socket, &address)?;
-    net::listen(&socket, backlog)?;
+    Ok(socket)
+}
+
+/// Connects to a server that runs without ARMOR.
+///
+/// # Errors
+/// The server's or the network's word, or `ETIMEDOUT` when there was none `within` that time.
+pub async fn dial(address: SocketAddr, keepalive: Duration, within: Duration) -> io::Result<OwnedFd> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = socket(family, keepalive)?;
+    match net::connect(&socket, &address) {
+        Ok(()) | Err(Errno::INPROGRESS) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let watched = super::watched::watched(socket.try_clone()?)?;
+    let connected = async {
+        loop {
+            let mut ready = watched.writable().await?;
+            sockopt::socket_error(&socket)??;
+            match net::getpeername(&socket) {
+                Ok(_) => return io::Result::Ok(()),
+                Err(_) => ready.clear_ready(),
+            }
+        }
+    };
+    tokio::time::timeout(within, connected).await.unwrap_or_else(|_| Err(Errno::TIMEDOUT.into()))?;
+    drop(watched);
     Ok(socket)
 }
 
