@@ -536,6 +536,34 @@ fn fill_the_disk(place: &Path) {
     assert_eq!(next.state().trouble, None);
     drop(next);
     assert_eq!(found_state(&path), vec![2; 1 << 20]);
+    cannot_begin_a_file(place);
+}
+
+/// Whoever finds no room to begin a file tries again and again, and leaves alone what was put aside.
+fn cannot_begin_a_file(place: &Path) {
+    let path = place.join("begun.redb");
+    let aside = place.join("begun.redb.refused-1");
+    std::fs::write(&aside, "of another release").unwrap();
+    let mut filler = File::create(place.join("filler")).unwrap();
+    while filler.write_all(&[0; 4096]).is_ok() {}
+    for _ in 0..2 {
+        let (file, found) = open(&path);
+        assert!(found.file_refused.is_none(), "{:?}", found.file_refused);
+        file.save("e", 1, &[1; 1000]).unwrap();
+        in_trouble(&file);
+    }
+    assert!(aside.exists() && std::fs::read_dir(place).unwrap().flatten().all(|entry| entry.path() == aside || !is_aside(&entry.path())));
+    drop(filler);
+    std::fs::remove_file(place.join("filler")).unwrap();
+    let (file, _) = open(&path);
+    file.save("e", 1, &[1; 1000]).unwrap();
+    written(&file);
+    drop(file);
+    assert_eq!(found_state(&path), vec![1; 1000]);
+}
+
+fn is_aside(path: &Path) -> bool {
+    path.to_string_lossy().contains(".refused-")
 }
 
 #[test]

@@ -6,6 +6,7 @@
 use std::process::Child;
 use std::time::Duration;
 
+use armor_elements::endpoints::descriptors;
 use armor_vault::Keeper;
 
 use crate::environment::ArmorDirectory;
@@ -53,7 +54,13 @@ impl Drop for Unreached<'_> {
 
 async fn replace(keeper: &Keeper, directory: &ArmorDirectory, replacements: &mut Vec<Child>) {
     loop {
-        match armor_vault::replacement(&directory.name, directory.path()).and_then(|mut command| command.spawn()) {
+        let command = armor_vault::replacement(&directory.name, directory.path());
+        let spawned = command.and_then(|mut command| {
+            // It gives the ARMOR's next life the limit that it has itself.
+            descriptors::with_usual_limit(&mut command);
+            command.spawn()
+        });
+        match spawned {
             Ok(mut vault) => {
                 let unreached = Unreached(&mut vault);
                 if reaches(keeper, &mut *unreached.0).await {

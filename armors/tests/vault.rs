@@ -172,6 +172,21 @@ fn an_environment_that_goes_down_while_a_vault_is_being_replaced_leaves_nothing(
     }
 }
 
+#[test]
+fn applications_have_the_usual_limit_of_files_after_a_vault_and_then_its_armor_have_died() {
+    let environment = Environment::up_in(&["sh", "-c", "ulimit -Sn 777 && exec \"$@\"", "sh"]);
+    let vault = environment.process("node1", "vault.pid");
+    kill(vault);
+    environment.wait_for("another vault", || Some(environment.process("node1", "vault.pid")).filter(|pid| *pid != vault && lives(*pid)));
+    environment.wait_for("everything to be kept again", || (environment.events("kept-anew").len() >= 5).then_some(()));
+    environment.kill_armor("node1");
+    environment.launch("sleeper", &["--wait", "0"], &["sleep", "1000"]);
+    let pid = environment.wait_for("the application", || environment.pid("sleeper"));
+    let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+    let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    assert_eq!(files.split_whitespace().nth(3), Some("777"), "{files}");
+}
+
 fn environment_pid(down: &str, armor: &str) -> String {
     let line = down.lines().find(|line| line.starts_with(armor)).unwrap();
     line.rsplit(' ').next().unwrap().to_owned()

@@ -534,12 +534,18 @@ impl AppCommClient {
             Some(Waiting::Polling(pending)) => {
                 client.port.note.word = Wait::Emptying(pending.filled()).word();
                 client.port.save();
-                if let Err(error) = pending.announce().and_then(|()| client.port.discard(pending.filled())) {
-                    context.event(Event::new("connect-refused").with("connection", id).with("reason", error));
-                }
+                let emptied = pending.announce().and_then(|()| client.port.discard(pending.filled()));
                 client.port.note.word = Wait::Over.word();
                 client.port.save();
                 self.keeping.forget(&Keys::of(id).application);
+                if let Err(error) = emptied {
+                    // What fills its buffer would pass for its first bytes.
+                    let told = Event::new("connect-refused").with("connection", id).with("service", &client.server.service);
+                    context.event(told.with("reason", error));
+                    let now = Instant::now();
+                    client.port.end.abort(ResetReason::NoReplay, now);
+                    return self.turn(id, now, context);
+                }
             }
             Some(Waiting::Accepted) => {
                 client.port.note.word = Wait::Over.word();

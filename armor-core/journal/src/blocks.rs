@@ -151,8 +151,9 @@ impl Block {
     /// Takes a free block whose first byte will be at `offset` of the stream.
     pub(crate) fn take(shared: &Arc<Shared>, owner: &Arc<Owner>, class: Class, offset: u64) -> Option<Block> {
         let mut free = shared.free();
-        // When the large ones are used up the small ones still carry the stream.
-        let index = free.blocks(class).take(&shared.map).or_else(|| free.blocks(Class::Small).take(&shared.map))?;
+        // When those of one size are used up the others still carry the stream.
+        let mut of = |class| free.blocks(class).take(&shared.map);
+        let index = of(class).or_else(|| of(Class::Small)).or_else(|| of(Class::Large))?;
         drop(free);
         let block = Block::known(shared, owner, index);
         block.begin_at(offset);

@@ -168,6 +168,27 @@ fn a_full_journal_says_so_and_goes_on_when_something_is_let_go() {
 }
 
 #[test]
+fn small_pieces_go_on_in_large_blocks_when_the_small_ones_are_used_up() {
+    let journal = Journal::create(&SMALL).unwrap();
+    let mut record = journal.begin(b"", b"").unwrap();
+    let (own, mut other) = pair();
+    let (mut kept, mut received) = (Vec::new(), 0);
+    loop {
+        other.write_all(&[7; 100]).unwrap();
+        record.save(b"").unwrap();
+        match record.receive(own.as_fd(), 1 << 20) {
+            Ok(piece) => {
+                received += piece.first.len() + piece.second.len();
+                kept.push(piece);
+            }
+            Err(error) => break assert_eq!(error.kind(), std::io::ErrorKind::StorageFull),
+        }
+    }
+    let of_small = SMALL.small_blocks as usize * 4096;
+    assert!(received > of_small, "{received} bytes were kept, and {of_small} have room in small blocks");
+}
+
+#[test]
 fn what_is_too_long_is_refused_and_the_state_before_holds() {
     let journal = Journal::create(&SMALL).unwrap();
     let long = vec![1; ABOUT_LIMIT + 1];

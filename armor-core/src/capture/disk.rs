@@ -450,6 +450,10 @@ fn open_present(path: &Path, wait_for_lock: Instant, found: &mut Slots) -> Resul
     let opened = FileBackend::new(file)
         .map_err(|error| refusal(error.into()))
         .and_then(|backend| builder.create_with_backend(backend).map_err(|error| refusal(error.into())));
+    if opened.is_err() && present.is_none() {
+        // It was made here, and what could not be begun is nothing that anybody would want to keep.
+        let _ = std::fs::remove_file(path);
+    }
     // What was read before is good, so this is the disk.
     opened.map_err(|refusal| match refusal {
         Refusal::Content(reason) => Refusal::Disk(reason),

@@ -116,6 +116,12 @@ impl Keeper {
         Keeper { vault: None, line: Mutex::new(None), given: AtomicU64::new(0), stopped: Mutex::new(None) }
     }
 
+    /// Whether there is a vault, reached at the moment or not.
+    #[must_use]
+    pub fn has_vault(&self) -> bool {
+        self.vault.is_some()
+    }
+
     /// Connects again, to a vault that may be another one: everything is to be kept again.
     ///
     /// # Errors

@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 
 use super::restored::{Keys, Wait};
 use super::{AppCommClient, Client, State};
-use crate::endpoints::{ApplicationSocket, Asked, Ending, Proxy, TranscriptFile, client_pair};
+use crate::endpoints::{ApplicationSocket, Asked, Drained, Ending, Proxy, TranscriptFile, client_pair};
 use crate::operations::{AppClientConnected, AppFailed, AppIsOver, AppStarted, ClientRow, OnDivergence, ReattachPolicy, ReattachSpec};
 use endings::end_now;
 use places::Places;
@@ -274,8 +274,7 @@ impl AppCommClient {
         let found = match policy {
             ReattachPolicy::Replay => places.lost.front().copied().flatten().filter(waits),
             ReattachPolicy::Resume => {
-                let found = places.lost.iter().position(|place| place.as_ref().is_some_and(waits));
-                found.and_then(|at| places.lost.remove(at)).flatten()
+                places.lost.iter().flatten().copied().find(waits)
             }
         };
         match found {
@@ -294,13 +293,7 @@ impl AppCommClient {
                 let made = client_pair(&client.name).and_then(|pair| Ok((ApplicationSocket::new(pair.own)?, pair.application)));
                 let (own, application) = match made {
                     Ok(made) => made,
-                    Err(error) => {
-                        let told = Event::new("connect-refused").with("service", &client.server.service).with("reason", &error);
-                        self.tell(told, context);
-                        let errno = error.raw_os_error().unwrap_or(libc::EAGAIN);
-                        asked.reply.send(&Reply::Connected { errno, pending: false, name: None }, None);
-                        return None;
-                    }
+                    Err(error) => return self.cannot_reattach(id, &asked, &error, context),
                 };
                 self.keeping.keep(&Keys::of(id).socket, own.descriptor().as_fd());
                 client.port.attach(own);
@@ -309,7 +302,8 @@ impl AppCommClient {
             }
             ReattachPolicy::Resume => match reattach.copy.as_ref().map(OwnedFd::try_clone) {
                 Some(Ok(copy)) => copy,
-                _ => return Some(asked),
+                Some(Err(error)) => return self.cannot_reattach(id, &asked, &error, context),
+                None => return Some(asked),
             },
         };
         (reattach.limbo, reattach.ending, reattach.announced) = (None, None, None);
@@ -335,6 +329,16 @@ impl AppCommClient {
     }
 
     /// The process behind a connection is gone, and another one is started.
+    /// The connection goes on waiting in its place, for another try.
+    fn cannot_reattach(&mut self, id: ConnectionId, asked: &Asked, error: &std::io::Error, context: &mut Context<'_>) -> Option<Asked> {
+        if let Some(service) = self.clients.get(&id).map(|client| client.server.service.clone()) {
+            self.tell(Event::new("connect-refused").with("service", &service).with("reason", error), context);
+        }
+        let errno = error.raw_os_error().unwrap_or(libc::EAGAIN);
+        asked.reply.send(&Reply::Connected { errno, pending: false, name: None }, None);
+        None
+    }
+
     fn client_lost(&mut self, id: ConnectionId, context: &mut Context<'_>) {
         let now = Instant::now();
         let Some(client) = self.clients.get_mut(&id) else { return };
@@ -369,7 +373,7 @@ impl AppCommClient {
             let told = Event::new("reattach-lost").with("service", &client.server.service).with("connection", id);
             self.tell(told.with("reason", "a process has closed its copy of the socket while another one had it"), context);
         } else {
-            let mut drained = None;
+            let mut drained = Drained::default();
             if policy == ReattachPolicy::Replay && client.port.socket.is_some() {
                 client.life += 1;
                 self.keeping.forget(&Keys::of(id).socket);
@@ -380,9 +384,10 @@ impl AppCommClient {
                     drained = client.port.drain_dead(now);
                 }
             }
-            let ending = reattach.limbo.take().or(drained);
+            let ending = reattach.limbo.take().or(drained.ending);
             match reattach.announced.take() {
                 Some(Announced::Aborted) => client.port.end.app_reset(now),
+                Some(Announced::Closed) if drained.cut => client.port.end.app_reset(now),
                 Some(Announced::Closed) => client.port.end.app_closed(now),
                 None => {
                     reattach.ending = ending;

@@ -114,9 +114,10 @@ impl Server {
     /// that had closed its connection before it died has ended it in order, under every policy, if its bytes are all read.
     pub(super) fn lose_process(&mut self, how: Loss, now: Instant) {
         if self.port.socket.is_some() {
-            self.port.drain_dead(now);
+            let cut = self.port.drain_dead(now).cut;
             match (self.announced.take(), how) {
                 (Some(Announced::Aborted), _) => self.port.end.app_reset(now),
+                (Some(Announced::Closed), _) | (None, Loss::Ended) if cut => self.port.end.app_reset(now),
                 (Some(Announced::Closed), _) | (None, Loss::Ended) => self.port.end.app_closed(now),
                 (None, Loss::Failed) => self.port.end.server_lost(now),
             }

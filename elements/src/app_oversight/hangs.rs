@@ -99,7 +99,7 @@ impl AppOversight {
         let command = super::program::protected(spec, &spec.health.command, &self.run_dir, &self.log(name));
         Some(command.map(|mut command| {
             command.env_remove(ENV_SERVICE);
-            descriptors::end_with_this_process(&mut command);
+            descriptors::end_with_this_process(command.as_std_mut());
             command
         }))
     }

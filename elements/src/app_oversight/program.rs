@@ -28,6 +28,6 @@ pub(super) fn protected(spec: &ApplicationSpec, command: &[String], run_dir: &Pa
         command.current_dir(directory);
     }
     command.stdin(Stdio::null()).stdout(open()?).stderr(open()?).process_group(0);
-    descriptors::with_usual_limit(&mut command);
+    descriptors::with_usual_limit(command.as_std_mut());
     Ok(command)
 }

@@ -2,10 +2,11 @@
 //! program is given between fork and exec.
 #![allow(unsafe_code)]
 
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
 use std::sync::OnceLock;
 
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, set_parent_process_death_signal, setrlimit};
-use tokio::process::Command;
 
 /// The limit that this process was started with.
 static INHERITED: OnceLock<Rlimit> = OnceLock::new();

@@ -126,7 +126,7 @@ impl Keeping {
     /// everything has to be kept again.
     pub fn watch<E: Element>(&self, context: &mut Context<'_>, exited: fn(&mut E, &Exited, &mut Context<'_>), again: fn(&mut E)) {
         let (keeper, handle) = (Arc::clone(&self.keeper), context.handle::<E>());
-        if keeper.socket().is_none() {
+        if !keeper.has_vault() {
             return;
         }
         context.spawn(async move {
@@ -155,7 +155,7 @@ impl Keeping {
     }
 }
 
-/// Hears the vault until it is lost.
+/// Hears the vault until it is lost; it may have been lost before.
 async fn listen(keeper: &Keeper, mut hear: impl FnMut(Notice)) {
     let Some(Ok(socket)) = keeper.socket().map(|socket| socket.try_clone()) else { return };
     let Ok(socket) = super::watched::watched(socket) else { return };

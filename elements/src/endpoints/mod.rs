@@ -31,7 +31,7 @@ pub use crowd::Crowd;
 pub use hookup_listener::{Asked, HookupListener, ReplyTo};
 pub use keeping::{Handed, Keeping};
 pub use named_sockets::{ClientPair, Pending, client_pair, dial, listener_is_gone, source_address_for};
-pub use port::{End, Note, Port, Turn};
+pub use port::{Drained, End, Note, Port, Turn};
 pub use probe::{Next, Outcome, Probe, Want, ask};
 pub use process_fate::{is_exiting, watch_process};
 pub use process_group::{Activity, Member, Processes};

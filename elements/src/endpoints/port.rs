@@ -200,6 +200,15 @@ enum Filled {
     No,
 }
 
+/// What was found in the socket of a process that has died.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Drained {
+    /// How its stream ended, if that was seen.
+    pub ending: Option<Ending>,
+    /// The journal had no room for all that it had said: what was last is lost, and its stream has no orderly end.
+    pub cut: bool,
+}
+
 /// What an element keeps with each end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Note {
@@ -416,9 +425,9 @@ impl<E: End> Port<E> {
         }
     }
 
-    /// Reads all that is left in the socket of a process that has died, window or not; how its stream ended if that is seen.
-    pub fn drain_dead(&mut self, now: Instant) -> Option<Ending> {
-        let mut ending = None;
+    /// Reads all that is left in the socket of a process that has died, window or not.
+    pub fn drain_dead(&mut self, now: Instant) -> Drained {
+        let mut drained = Drained::default();
         while !self.read_done {
             // What an earlier process had said is read apart from what is new.
             let most = if self.end.drops_next_read() { self.end.read_capacity() } else { super::READ_SIZE };
@@ -428,14 +437,18 @@ impl<E: End> Port<E> {
             match self.receive(most) {
                 Reading::Bytes(received) => self.take(received, now),
                 Reading::Ended(how) => {
-                    ending = Some(how);
+                    drained.ending = Some(how);
                     break;
                 }
-                Reading::Empty | Reading::NoRoom => break,
+                Reading::Empty => break,
+                Reading::NoRoom => {
+                    drained.cut = true;
+                    break;
+                }
             }
         }
         self.detach();
-        ending
+        drained
     }
 
     /// The application's buffer has room again.

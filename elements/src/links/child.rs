@@ -66,7 +66,7 @@ pub fn launch(program: &Path, composition: &str, name: &str, directory: &Path, d
     // Ctrl-C at the daemon's terminal is the daemon's to handle.
     command.process_group(0);
     // It takes more for itself, and has to know what is usual for its applications.
-    descriptors::with_usual_limit(&mut command);
+    descriptors::with_usual_limit(command.as_std_mut());
     command.spawn()
 }
 

@@ -121,7 +121,8 @@ impl AppCommClient {
         if lives && let Some(client) = self.clients.get_mut(&id).filter(|client| client.port.end.has_heard_process()) {
             // It had got it, and has closed it while nobody was here to be told.
             let now = Instant::now();
-            let ending = client.port.drain_dead(now).unwrap_or(Ending::Gone);
+            let drained = client.port.drain_dead(now);
+            let ending = if drained.cut { Ending::Reset } else { drained.ending.unwrap_or(Ending::Gone) };
             client.life += 1;
             end_now(client, ending, now);
             self.keeping.forget(&Keys::of(id).socket);

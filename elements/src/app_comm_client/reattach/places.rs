@@ -26,8 +26,10 @@ impl Places {
 
     /// A connection of the present process, in its next place.
     pub(super) fn make(&mut self, id: ConnectionId, policy: ReattachPolicy) {
-        if policy == ReattachPolicy::Replay {
-            self.lost.pop_front();
+        match policy {
+            ReattachPolicy::Replay => drop(self.lost.pop_front()),
+            // Any of those that wait, or a new one.
+            ReattachPolicy::Resume => self.lost.retain(|place| *place != Some(id)),
         }
         self.made.push(Some(id));
     }
@@ -90,6 +92,19 @@ mod tests {
         assert_eq!(state(&places), (vec![3, 4], vec![1, 5]));
         places.fail();
         assert_eq!(state(&places), (vec![1, 5, 3, 4], vec![]));
+    }
+
+    #[test]
+    fn with_resume_a_connection_waits_in_its_place_until_a_process_has_it() {
+        const RESUME: ReattachPolicy = ReattachPolicy::Resume;
+        let mut places = Places::default();
+        for id in 1..=3 {
+            places.make(ConnectionId(id), RESUME);
+        }
+        places.fail();
+        places.make(ConnectionId(2), RESUME);
+        places.make(ConnectionId(4), RESUME);
+        assert_eq!(state(&places), (vec![1, 3], vec![2, 4]));
     }
 
     #[test]
