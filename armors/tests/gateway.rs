@@ -8,6 +8,7 @@ use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsFd;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use environment::echo::echo_server;
@@ -328,4 +329,51 @@ fn what_cannot_be_is_said_and_a_service_may_come_later() {
     assert!(output.status.success(), "{}", text(&output));
     assert_eq!(client.read(&mut [0; 8]).unwrap_err().kind(), ErrorKind::ConnectionReset);
     std::net::TcpListener::bind(("127.0.0.1", early)).unwrap();
+}
+
+#[test]
+fn clients_that_come_while_the_gateway_dies_again_and_again_are_served_right_or_reset() {
+    const CLIENTS: usize = 4;
+    let environment = Environment::up();
+    server(&environment, &["--policy", "reconnect"]);
+    let port = gateway(&environment, "server", &[]);
+    let enough = AtomicBool::new(false);
+    let (served, reset) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let come = || {
+        while !enough.load(Ordering::SeqCst) {
+            // Its listener outlives the gateway, so nobody is refused.
+            let mut client = TcpStream::connect(("127.0.0.1", port)).unwrap();
+            let expected = format!("{}\n", who(&client));
+            let mut heard = vec![0; expected.len()];
+            // Accepted, and not yet in the vault: the one moment in which a connection can be lost.
+            match client.write_all(b"who\n").and_then(|()| client.read_exact(&mut heard)) {
+                Ok(()) => assert_eq!(String::from_utf8(heard).unwrap(), expected),
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => {
+                    reset.fetch_add(1, Ordering::SeqCst);
+                    continue;
+                }
+                Err(error) => panic!("{error}\n{}{}", log(&environment), environment.logs()),
+            }
+            // And its connection is nobody else's.
+            client.shutdown(Shutdown::Write).unwrap();
+            assert_eq!(client.read(&mut [0; 8]).unwrap(), 0);
+            served.fetch_add(1, Ordering::SeqCst);
+        }
+    };
+    std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(come)).collect();
+        for _ in 0..8 {
+            let before = served.load(Ordering::SeqCst);
+            environment.wait_for("clients to be served", || {
+                let ended = clients.iter().any(std::thread::ScopedJoinHandle::is_finished);
+                (ended || served.load(Ordering::SeqCst) > before + 10).then_some(())
+            });
+            environment.kill_armor(GATEWAY);
+        }
+        enough.store(true, Ordering::SeqCst);
+    });
+    let (served, reset) = (served.into_inner(), reset.into_inner());
+    assert!(served > 80 && reset <= 8 * CLIENTS, "{served} served, {reset} reset");
+    environment
+        .wait_for("nothing to be left", || (environment.client_ends().is_empty() && environment.server_ends().is_empty()).then_some(()));
 }

@@ -398,10 +398,10 @@ impl TcpGateway {
         } else if now.saturating_duration_since(waiting.since) >= Duration::from_millis(self.config.wait_ms) {
             tcp::abort(&waiting.socket);
             self.forget(number);
-            let known = self.table.as_ref().and_then(|table| self.listeners[listener].target.find(table));
-            let reason = match known {
-                Some(_) => "it was not taken in time: max_connections of APP_COMM_CLIENT, its journal or its descriptors are used up",
-                None => "the service is not there; look for it in armor status",
+            let reason = match self.table.as_ref().map(|table| self.listeners[listener].target.find(table)) {
+                Some(Some(_)) => "it was not taken in time: max_connections of APP_COMM_CLIENT, its journal or its descriptors are used up",
+                Some(None) => "the service is not there; look for it in armor status",
+                None => "nothing is known of services: the FTM has not answered, or this composition has no APP_COMM_CLIENT",
             };
             self.turned_away(listener, 1, reason, context);
         }
@@ -433,6 +433,45 @@ mod tests {
 
     fn checked(listeners: &str) -> Result<(), String> {
         check(&toml::from_str::<Config>(&format!("listeners = [{listeners}]")).map_err(|error| error.to_string())?)
+    }
+
+    #[tokio::test]
+    async fn clients_that_wait_are_bounded_and_are_reset_when_their_time_is_over() {
+        use std::io::Read as _;
+
+        use armor_core::context::{Effect, Effects};
+
+        let setup = Setup { armor: armor_proto::ids::ArmorId(7), name: "gateway".into(), kind: "gateway".into(), run_dir: "/".into() };
+        let listening = tcp::listen(([127, 0, 0, 1], 0).into(), 16, Duration::from_secs(60)).unwrap();
+        let address = SocketAddr::try_from(rustix::net::getsockname(&listening).unwrap()).unwrap();
+        let config = format!("listeners = [{{ listen = \"{address}\", service = \"web\" }}]\nwaiting = 2\nwait_ms = 1000");
+        let mut gateway = TcpGateway::new(toml::from_str(&config).unwrap(), &setup).unwrap();
+        let target = Target::new("web", None);
+        gateway.listeners.push(Listener { address, target, socket: Rc::new(listening), accepted: 0, refused: 0, told: None, untold: 0 });
+        let mut effects = Effects::new();
+        let mut clients: Vec<_> = (0..2)
+            .map(|_| {
+                assert!(gateway.has_room());
+                let client = std::net::TcpStream::connect(address).unwrap();
+                let listener = Rc::clone(&gateway.listeners[0].socket);
+                rustix::event::poll(&mut [rustix::event::PollFd::new(&*listener, rustix::event::PollFlags::IN)], None).unwrap();
+                let accepted = tcp::accept(&listener).unwrap();
+                gateway.accepted(0, accepted, &mut Context::detached(&setup, None, &mut effects));
+                client
+            })
+            .collect();
+        assert!(!gateway.has_room(), "the others wait in the kernel");
+        let now = Instant::now();
+        gateway.try_again(now, &mut Context::detached(&setup, None, &mut effects));
+        assert_eq!(gateway.waiting.len(), 2);
+        gateway.try_again(now + Duration::from_secs(2), &mut Context::detached(&setup, None, &mut effects));
+        assert!(gateway.waiting.is_empty() && gateway.has_room());
+        for client in &mut clients {
+            assert_eq!(client.read(&mut [0; 1]).unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+        }
+        let told: Vec<_> =
+            effects.iter().filter_map(|effect| if let Effect::Event(event) = effect { Some(&*event.what) } else { None }).collect();
+        assert_eq!((told, gateway.listeners[0].refused), (vec!["gateway-refused"], 2), "once a second");
     }
 
     #[test]
