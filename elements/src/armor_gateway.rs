@@ -1,7 +1,8 @@
 //! `armor_gateway`: attaches an ARMOR to the daemon of its node; the other side of `daemon_gateway`.
 //!
 //! Purpose: everything that leaves this ARMOR goes to the daemon by one unix socket, which is connected again when it breaks.
-//! Subscribes: `MSG_ROUTE`, `MSG_DAEMON_HELLO` (the daemon's answer to the attachment), `MSG_STATE_MEMORY` (it comes to every ARMOR). Emits: `MSG_ARMOR_ATTACH`.
+//! Subscribes: `MSG_ROUTE`, `MSG_DAEMON_HELLO` (the daemon's answer to the attachment), `MSG_STATE_MEMORY`, `MSG_LEASE_TOLD` and `MSG_LINK_CHANGED` (they
+//! come to every ARMOR). Emits: `MSG_ARMOR_ATTACH`.
 //! Configuration: `daemon`, see [`Config`].
 //!
 //! Invariant: messages that leave while the daemon is away wait within the bounds of [`Waiting`].
@@ -21,7 +22,7 @@ use serde::Deserialize;
 use tokio::net::UnixStream;
 
 use crate::links::{Backoff, Closed, Link, LinkId, LinkOwner, Sent, Stream, Waiting, encode};
-use crate::operations::{ArmorAttach, DaemonHello, StateMemory};
+use crate::operations::{ArmorAttach, DaemonHello, LeaseTold, LinkChanged, StateMemory};
 
 /// How long a message may wait for the daemon.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
@@ -76,7 +77,7 @@ impl Element for ArmorGateway {
     }
 
     fn operations(operations: &mut Operations<Self>) {
-        operations.on(Self::route).on(Self::hello).on(Self::memory).emits::<ArmorAttach>();
+        operations.on(Self::route).on(Self::hello).on(Self::memory).on(Self::lease).on(Self::link_changed).emits::<ArmorAttach>();
     }
 
     fn start(&mut self, context: &mut Context<'_>) -> Result<(), String> {
@@ -136,6 +137,10 @@ impl ArmorGateway {
     fn memory(&mut self, memory: &StateMemory, _: &mut Context<'_>) {
         self.ftm_memory = Some(memory.memory);
     }
+
+    fn lease(&mut self, _: &LeaseTold, _: &mut Context<'_>) {}
+
+    fn link_changed(&mut self, _: &LinkChanged, _: &mut Context<'_>) {}
 
     fn connect(&mut self, context: &mut Context<'_>) {
         let pause = self.backoff.pause();
