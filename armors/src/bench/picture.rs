@@ -105,6 +105,7 @@ fn panel(area: &Area<'_>, title: &str, curves: &[Curve]) -> Drawn {
     let mut chart = ChartBuilder::on(area)
         .margin_top(150)
         .margin_right(20)
+        .margin_left(8)
         .x_label_area_size(44)
         .y_label_area_size(64)
         .build_cartesian_2d((x_low * 0.9..x_high * 1.1).log_scale(), (y_low * 0.8..y_high * 1.25).log_scale())?;
@@ -118,8 +119,8 @@ fn panel(area: &Area<'_>, title: &str, curves: &[Curve]) -> Drawn {
         .axis_desc_style(text(13.0))
         .x_desc("bytes in a packet")
         .y_desc("round trip (µs)")
-        .x_label_formatter(&|value| format!("{value:.0}"))
-        .y_label_formatter(&|value| format!("{value:.0}"))
+        .x_label_formatter(&label)
+        .y_label_formatter(&label)
         .draw()?;
     for (number, Curve { name, colour, points }) in (0..).zip(curves) {
         chart.draw_series([PathElement::new(points.clone(), colour.stroke_width(2))])?;
@@ -127,6 +128,13 @@ fn panel(area: &Area<'_>, title: &str, curves: &[Curve]) -> Drawn {
         legend(area, number, name, *colour)?;
     }
     Ok(())
+}
+
+/// Of a logarithmic axis: 1, 2 and 5 of each decade; more would not be told apart.
+fn label(value: &f64) -> String {
+    let leading = value / 10f64.powf(value.log10().floor());
+    let shown = [1.0, 2.0, 5.0, 10.0].iter().any(|wanted| (leading - wanted).abs() < 0.01);
+    if shown { format!("{value:.0}") } else { String::new() }
 }
 
 fn legend(area: &Area<'_>, number: i32, name: &str, colour: RGBColor) -> Drawn {
@@ -155,8 +163,8 @@ fn bulk(report: &Report, svg: &mut String) -> Drawn {
     let most = all.map(|told| told.high).fold(0.1, f64::max);
     for (area, (title, metric, pinning)) in root.split_evenly((2, 2)).iter().zip(&panels) {
         area.draw(&Text::new(format!("{title} (GiB/s)"), (16, 10), text(15.0).color(&BLACK)))?;
-        for (number, row) in (0..).zip(&report.rows) {
-            let Some(told) = told(*metric, *pinning, *row) else { continue };
+        let measured = report.rows.iter().filter_map(|row| Some((row, told(*metric, *pinning, *row)?)));
+        for (number, (row, told)) in (0..).zip(measured) {
             let (top, width) = (40 + BAR * number, |value: f64| LABELS + (value / most * 310.0) as i32);
             let middle = top + BAR / 2 - 2;
             let left = Pos::new(HPos::Left, VPos::Center);
@@ -194,6 +202,11 @@ mod tests {
         if let Some(folder) = std::env::var_os("ARMOR_TEST_PICTURE") {
             write(&report, Path::new(&folder)).unwrap();
         }
+    }
+
+    #[test]
+    fn labels_of_an_axis_are_few() {
+        assert_eq!([1.0, 3.0, 20.0, 500.0, 700.0, 10_000.0].map(|value| label(&value)), ["1", "", "20", "500", "", "10000"]);
     }
 
     #[test]
