@@ -71,7 +71,7 @@ impl Report {
     }
 
     pub(super) fn goals(results: &Results) -> Vec<Goal> {
-        goals::goals(results).into_iter().chain(goals::of_connections(results)).collect()
+        goals::goals(results).into_iter().chain(goals::others(results)).collect()
     }
 
     /// For the terminal.
@@ -106,7 +106,8 @@ impl Report {
             names.entry(name).or_default().push(row.title());
             names
         });
-        let by_name: Vec<String> = by_name.iter().map(|(name, rows)| format!("{name} ({})", rows.join(", "))).collect();
+        let of = |rows: &[&str]| if rows.len() == self.rows.len() { "all rows".to_owned() } else { rows.join("; ") };
+        let by_name: Vec<String> = by_name.iter().map(|(name, rows)| format!("{name} ({})", of(rows))).collect();
         if !by_name.is_empty() {
             lines.push(format!("Congestion control of the TCP sockets, as the kernel tells it: {}", by_name.join("; ")));
         }
@@ -116,18 +117,15 @@ impl Report {
         lines
     }
 
-    /// All tables, the thesis's first.
+    /// All tables, what is asked for most first.
     pub(super) fn grids(&self) -> Vec<Grid> {
-        let mut grids = Vec::new();
+        let beside_thesis = [self.goal_table(), self.thesis_round_trips(), self.thesis_calls(), self.recoveries()];
+        let mut grids: Vec<Grid> = beside_thesis.into_iter().flatten().collect();
         for metric in Metric::ALL {
             for pinning in [Pinning::OneCore, Pinning::Free] {
                 grids.extend(self.grids_of(metric, pinning));
             }
         }
-        grids.extend(self.thesis_round_trips());
-        grids.extend(self.thesis_calls());
-        grids.extend(self.recoveries());
-        grids.extend(self.goal_table());
         grids
     }
 
@@ -142,8 +140,7 @@ impl Report {
                 let told = self.rows.iter().filter_map(|row| at(*row, *only));
                 let line = |told: Told| {
                     let ratio = |ratio: Option<f64>| ratio.map_or_else(String::new, digits);
-                    let spread = format!("±{:.0} %", told.spread_percent());
-                    vec![told.row.title().to_owned(), digits(told.median), spread, ratio(told.to_direct), ratio(told.to_haproxy)]
+                    vec![told.row.title().to_owned(), digits(told.median), told.spread(), ratio(told.to_direct), ratio(told.to_haproxy)]
                 };
                 vec![Grid { title: format!("{}, {}", metric.title(), pinning.title()), head, rows: told.map(line).collect() }]
             }
@@ -159,9 +156,8 @@ impl Report {
                     Grid { title: title(what), head: head(), rows: self.rows.iter().filter_map(line).collect() }
                 };
                 let once = metric == Metric::Memory || metric == Metric::RoundTripBeside;
-                let value = |told: Told| {
-                    Some(if once { digits(told.median) } else { format!("{} ±{:.0} %", digits(told.median), told.spread_percent()) })
-                };
+                let value =
+                    |told: Told| Some(if once { digits(told.median) } else { format!("{} {}", digits(told.median), told.spread()) });
                 let mut grids = vec![table(metric.unit(), &value)];
                 if metric != Metric::Memory {
                     grids.push(table("÷ direct", &|told| told.to_direct.map(digits)));
@@ -323,7 +319,7 @@ pub(super) mod tests {
             "  ARMOR, daemons           0.93  0.93   0.98\n",
             "  round trip, 512 B  3877                32716            514885                    23.0            28.0            42.0\n",
             "  node    145, 1546  ",
-            "Congestion control of the TCP sockets, as the kernel tells it: cubic (direct TCP, ARMOR, daemons)\n",
+            "Congestion control of the TCP sockets, as the kernel tells it: cubic (direct TCP; ARMOR, daemons)\n",
             "Left out: two socat: socat is not installed\n",
             "round trip to 2 KB, daemons / two HAProxy, one core",
         ] {

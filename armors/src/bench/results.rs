@@ -41,8 +41,10 @@ pub(crate) struct Told {
 
 impl Told {
     /// Half the distance between the quartiles, in percent of the median.
-    pub(crate) fn spread_percent(&self) -> f64 {
-        if self.median == 0.0 { 0.0 } else { (self.high - self.low) / 2.0 / self.median * 100.0 }
+    pub(crate) fn spread(&self) -> String {
+        let percent = if self.median == 0.0 { 0.0 } else { (self.high - self.low) / 2.0 / self.median * 100.0 };
+        // Beyond that it says only that the median means nothing.
+        if percent < 1000.0 { format!("±{percent:.0} %") } else { "±>1000 %".to_owned() }
     }
 }
 

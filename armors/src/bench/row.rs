@@ -1,4 +1,4 @@
-//! What is measured beside each other. One variant is one row of every table.
+//! What is measured beside each other. One variant is one row of every table; another way for data, past the ARMORs say, is one more of them.
 
 use serde::Serialize;
 
