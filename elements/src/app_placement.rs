@@ -522,7 +522,11 @@ impl AppPlacement {
         let service = placed.spec.name.clone();
         if answered == Answered::No && !moving.installing && moving.overseer != placed.overseer {
             placed.leave_behind(Left { node: moving.to, overseer: moving.overseer, below });
-        } else if moving.overseer != moving.to {
+        } else if moving.overseer != moving.to
+            && moving.overseer != placed.overseer
+            && placed.left.iter().all(|left| left.overseer != moving.overseer)
+        {
+            // Nothing of it was ever there. Where it was, it may be running all the time.
             context.send_reliable(Message::to(moving.to, UninstallArmor { name: service.clone() }));
         }
         let told = Event::new("take-over-failed").with("service", service).with("node", self.table.name_of(moving.to));

@@ -70,6 +70,12 @@ impl Bench {
         self.call(|element, context| element.taken_over(&answer, context));
     }
 
+    /// An Execution ARMOR for it is on this node.
+    fn ready(&mut self, name: &str) {
+        let ready = ArmorReady { name: "web".into(), armor: node(&format!("{name}/web")), run_dir: String::new(), error: String::new() };
+        self.call(|element, context| element.armor_ready(&ready, context));
+    }
+
     /// What was sent of a kind since it was last asked, and to whom.
     fn sent<O: Operation + Clone>(&mut self) -> Vec<(ArmorId, O)> {
         let mut sent = Vec::new();
@@ -168,9 +174,40 @@ fn an_execution_armor_is_installed_first() {
     bench.fails("a");
     assert!(bench.sent::<AppTakeOver>().is_empty());
     assert_eq!(bench.sent::<InstallArmor>()[0].0, node("b"));
-    let ready = ArmorReady { name: "web".into(), armor: node("b/web"), run_dir: String::new(), error: String::new() };
-    bench.call(|element, context| element.armor_ready(&ready, context));
+    bench.ready("b");
     assert_eq!(bench.order().0, node("b/web"));
+}
+
+#[test]
+fn the_armor_that_an_application_has_is_not_uninstalled_when_its_node_is_cut_off_twice() {
+    let mut bench = Bench::new();
+    bench.report("a/web", "migrate = false", 1);
+    bench.fails("a");
+    bench.back("a");
+    assert_eq!(bench.sent::<InstallArmor>()[0].0, node("a"));
+    bench.fails("a");
+    assert_eq!(bench.told("take-over-failed"), 1);
+    assert!(bench.sent::<UninstallArmor>().is_empty(), "the application may be running there");
+}
+
+#[test]
+fn an_armor_that_was_to_be_fenced_is_not_uninstalled_before_it_is() {
+    let mut bench = Bench::new();
+    bench.report("a/web", "nodes = [\"b\", \"a\"]", 1);
+    bench.fails("a");
+    bench.ready("b");
+    let (_, order) = bench.order();
+    bench.answers("b/web", &order, "");
+    bench.there("a", &[]);
+    bench.fails("c");
+    bench.fails("b");
+    assert_eq!(bench.sent::<InstallArmor>().last().map(|(to, _)| *to), Some(node("a")));
+    bench.fails("a");
+    assert!(bench.sent::<UninstallArmor>().is_empty());
+    // And of what never was there nothing stays.
+    bench.back("c");
+    bench.fails("c");
+    assert_eq!(bench.sent::<UninstallArmor>()[0].0, node("c"));
 }
 
 #[test]
