@@ -60,7 +60,8 @@ pub struct AppPlacement {
     table: Table,
     /// Number of the newest report of a launch; reports are sent again and may overtake each other. Not captured.
     newest: BTreeMap<LaunchId, (ArmorId, MessageId)>,
-    attempts: u64,
+    /// Of the order, or attempt, that came last: milliseconds since 1970 times 2^20, and growing.
+    numbers: u64,
 }
 
 impl Element for AppPlacement {
@@ -73,8 +74,7 @@ impl Element for AppPlacement {
         if config.answer_ms == 0 {
             return Err("answer_ms is at least 1".to_owned());
         }
-        // Attempts of an earlier life are told from those of this one.
-        Ok(AppPlacement { config, table: Table::default(), newest: BTreeMap::new(), attempts: now_ms() << 20 })
+        Ok(AppPlacement { config, table: Table::default(), newest: BTreeMap::new(), numbers: 0 })
     }
 
     fn operations(operations: &mut Operations<Self>) {
@@ -385,12 +385,14 @@ impl AppPlacement {
     }
 
     fn fence_done(&mut self, done: &AppFenceDone, context: &mut Context<'_>) {
+        let number = self.next_number();
         let Some(placed) = self.table.applications.get_mut(&done.launch) else { return };
         context.state_changed();
+        let is_needed = |armor| placed.moving.as_ref().is_some_and(|moving| moving.overseer == armor);
         for left in placed.left.extract_if(.., |left| left.overseer == done.overseer) {
-            if left.overseer != left.node {
+            if left.overseer != left.node && !is_needed(left.overseer) {
                 // Its own ARMOR has nothing left to do.
-                context.send_reliable(Message::to(left.node, UninstallArmor { name: placed.spec.name.clone() }));
+                context.send_reliable(Message::to(left.node, UninstallArmor { name: placed.spec.name.clone(), number }));
             }
         }
         self.forget_if_over(done.launch);
@@ -399,6 +401,12 @@ impl AppPlacement {
 
 // Moving.
 impl AppPlacement {
+    /// Beyond those of an earlier life too, unless the clock was put back.
+    fn next_number(&mut self) -> u64 {
+        self.numbers = (self.numbers + 1).max(now_ms() << 20);
+        self.numbers
+    }
+
     /// An application has lost its node.
     fn begin(&mut self, launch: LaunchId, failed_at_ms: u64, context: &mut Context<'_>) {
         self.attempt(launch, failed_at_ms, BTreeSet::new(), context);
@@ -407,8 +415,7 @@ impl AppPlacement {
     fn attempt(&mut self, launch: LaunchId, failed_at_ms: u64, tried: BTreeSet<ArmorId>, context: &mut Context<'_>) {
         context.state_changed();
         let chosen = self.table.choose(launch, &tried);
-        self.attempts += 1;
-        let attempt = self.attempts;
+        let attempt = self.next_number();
         let Some(placed) = self.table.applications.get_mut(&launch) else { return };
         let Some(to) = chosen else {
             placed.moving = None;
@@ -436,7 +443,7 @@ impl AppPlacement {
         let Some(moving) = &placed.moving else { return };
         context.timer(Duration::from_millis(self.config.answer_ms), moving.attempt);
         if moving.installing {
-            let install = InstallArmor { name: placed.spec.name.clone(), composition: "execution".to_owned() };
+            let install = InstallArmor { name: placed.spec.name.clone(), composition: "execution".to_owned(), number: moving.attempt };
             context.send_reliable(Message::to(moving.to, install));
         } else {
             self.order(launch, context);
@@ -513,6 +520,7 @@ impl AppPlacement {
 
     /// A node has not taken an application over: the next one is tried.
     fn attempt_failed(&mut self, launch: LaunchId, reason: &str, answered: Answered, context: &mut Context<'_>) {
+        let number = self.next_number();
         let below = match self.table.applications.get(&launch) {
             Some(placed) => placed.next_epoch(),
             None => return,
@@ -527,7 +535,7 @@ impl AppPlacement {
             && placed.left.iter().all(|left| left.overseer != moving.overseer)
         {
             // Nothing of it was ever there. Where it was, it may be running all the time.
-            context.send_reliable(Message::to(moving.to, UninstallArmor { name: service.clone() }));
+            context.send_reliable(Message::to(moving.to, UninstallArmor { name: service.clone(), number }));
         }
         let told = Event::new("take-over-failed").with("service", service).with("node", self.table.name_of(moving.to));
         context.event(told.with("reason", reason));

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use armor_core::context::Context;
 use armor_core::element::{Element, Operations, Setup};
-use armor_core::events::Event;
+use armor_core::events::{Event, now_ms};
 use armor_proto::ids::ArmorId;
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
@@ -114,6 +114,8 @@ struct Installed {
     answered: bool,
     misses: u32,
     failed_at: Option<Instant>,
+    /// Number of the order that wanted it last.
+    number: u64,
 }
 
 /// What outlives the daemon.
@@ -122,6 +124,8 @@ struct Captured {
     name: String,
     composition: String,
     pid: Option<u32>,
+    #[serde(default)]
+    number: u64,
 }
 
 impl Element for ArmorInstaller {
@@ -201,6 +205,7 @@ impl Element for ArmorInstaller {
                 name: name.clone(),
                 composition: installed.composition.clone(),
                 pid: installed.pid.or(installed.leftover),
+                number: installed.number,
             })
             .collect();
         rmp_serde::to_vec(&captured).ok()
@@ -208,9 +213,9 @@ impl Element for ArmorInstaller {
 
     fn restore(&mut self, state: &[u8]) -> Result<(), String> {
         let captured: Vec<Captured> = rmp_serde::from_slice(state).map_err(|error| error.to_string())?;
-        for Captured { name, composition, pid } in captured {
+        for Captured { name, composition, pid, number } in captured {
             // It had a life under the daemon before: one that fails while it starts is no reason to give the ARMOR up.
-            let installed = Installed { state: State::Orphan, leftover: pid, life: 1, ..self.fresh(&name, composition) };
+            let installed = Installed { state: State::Orphan, leftover: pid, life: 1, number, ..self.fresh(&name, composition) };
             self.installed.insert(name, installed);
         }
         Ok(())
@@ -257,6 +262,12 @@ impl ArmorInstaller {
             self.answer(&[asker], &install.name, &error, context);
             return;
         }
+        // An operator's is as new as it comes.
+        let number = if install.number == 0 { now_ms() << 20 } else { install.number };
+        if let Some(known) = self.installed.get_mut(&install.name).filter(|known| known.number < number) {
+            known.number = number;
+            context.state_changed();
+        }
         match self.installed.get_mut(&install.name).map(|known| (known.state, known)) {
             Some((State::Running, _)) => self.answer(&[asker], &install.name, "", context),
             Some((State::GivenUp, known)) => {
@@ -266,7 +277,7 @@ impl ArmorInstaller {
             }
             Some((_, known)) => known.askers.push(asker),
             None => {
-                let installed = Installed { askers: vec![asker], ..self.fresh(&install.name, install.composition.clone()) };
+                let installed = Installed { askers: vec![asker], number, ..self.fresh(&install.name, install.composition.clone()) };
                 self.installed.insert(install.name.clone(), installed);
                 self.launch(&install.name, Launch::Afresh, context);
                 self.beat_later(context);
@@ -290,6 +301,7 @@ impl ArmorInstaller {
             answered: false,
             misses: 0,
             failed_at: None,
+            number: 0,
         }
     }
 
@@ -387,6 +399,11 @@ impl ArmorInstaller {
             context.event(Event::new("uninstall-refused").with("name", name).with("reason", "no such ARMOR is installed on this node"));
             return;
         };
+        if uninstall.number != 0 && uninstall.number < installed.number {
+            let told = Event::new("uninstall-refused").with("name", name);
+            context.event(told.with("reason", "it was installed by a later order; this one was held up on its way"));
+            return;
+        }
         let askers = std::mem::take(&mut installed.askers);
         installed.state = State::Stopping;
         if let Some(pid) = installed.pid {
@@ -585,9 +602,10 @@ mod tests {
     #[test]
     fn what_cannot_be_started_is_answered_with_the_reason_and_forgotten() {
         let (setup, mut installer, mut effects) = (setup(), installer(), Vec::new());
-        let mut message = armor_proto::message::Message::to(ArmorId(5), InstallArmor { name: "x".into(), composition: "execution".into() });
+        let mut message =
+            armor_proto::message::Message::to(ArmorId(5), InstallArmor { name: "x".into(), composition: "execution".into(), number: 0 });
         message.source = ArmorId(9);
-        let install = InstallArmor { name: "x".into(), composition: "execution".into() };
+        let install = InstallArmor { name: "x".into(), composition: "execution".into(), number: 0 };
         installer.install(&install, &mut Context::detached(&setup, Some(&mut message), &mut effects));
         assert!(installer.installed.is_empty());
         let answers: Vec<&ArmorReady> = effects
@@ -643,6 +661,30 @@ mod tests {
         let ended = Ended { orderly: false, how: "was killed by signal 9".into() };
         installer.ended("x", 1, &ended, &mut Context::detached(&setup, None, &mut effects));
         assert!(effects.is_empty() && installer.installed["x"].state == State::Running);
+    }
+
+    #[test]
+    fn an_order_to_uninstall_that_was_held_up_ends_nothing_that_was_installed_after_it() {
+        let (setup, mut installer, mut effects) = (setup(), with_running(), Vec::new());
+        let mut context = Context::detached(&setup, None, &mut effects);
+        let name = || "x".to_owned();
+        // The FTM has brought its application back, in an ARMOR that was there still.
+        installer.install(&InstallArmor { name: name(), composition: "execution".into(), number: 8 }, &mut context);
+        let mut next = self::installer();
+        next.restore(&installer.capture().unwrap_or_default()).expect("works");
+        for installer in [&mut installer, &mut next] {
+            installer.installed.get_mut("x").expect("installed").pid = None;
+            installer.uninstall(&UninstallArmor { name: name(), number: 7 }, &mut context);
+            assert!(installer.installed.contains_key("x"), "also in the daemon's next life");
+        }
+        // An operator wants it.
+        installer.install(&InstallArmor { name: name(), composition: "execution".into(), number: 0 }, &mut context);
+        installer.uninstall(&UninstallArmor { name: name(), number: 8 }, &mut context);
+        assert!(installer.installed.contains_key("x"));
+        // What was ordered later, and an operator, are obeyed.
+        installer.uninstall(&UninstallArmor { name: name(), number: u64::MAX }, &mut context);
+        next.uninstall(&UninstallArmor { name: name(), number: 0 }, &mut context);
+        assert!(installer.installed.is_empty() && next.installed.is_empty());
     }
 
     #[test]

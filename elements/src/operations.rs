@@ -86,12 +86,12 @@ armor_proto::operations! { ELEMENT_OPERATIONS;
     0x0118 MSG_LEASE_GRANTED => pub struct LeaseGranted { life: u64, asked_us: u64, limit_ms: u64 }
     /// Inside a node: until when what may run elsewhere may run here, in microseconds since it was booted; absent: for ever. `opening`: the daemon has just begun.
     0x0119 MSG_LEASE_TOLD => pub struct LeaseTold { until_us: Option<u64>, opening: bool }
-    /// Install an ARMOR on this node from a composition.
-    0x0120 MSG_INSTALL_ARMOR => pub struct InstallArmor { name: String, composition: String }
+    /// Install an ARMOR on this node from a composition. `number`: of the FTM's orders, growing with its clock (milliseconds since 1970, times 2^20); 0: an operator's.
+    0x0120 MSG_INSTALL_ARMOR => pub struct InstallArmor { name: String, composition: String, number: u64 }
     /// Outcome of an installation; `run_dir` is where its applications hook up.
     0x0121 MSG_ARMOR_READY => pub struct ArmorReady { name: String, armor: ArmorId, run_dir: String, error: String }
-    /// Stop and forget an installed ARMOR.
-    0x0122 MSG_UNINSTALL_ARMOR => pub struct UninstallArmor { name: String }
+    /// Stop and forget an installed ARMOR; `number` as in `MSG_INSTALL_ARMOR`: one that was ordered after it stays.
+    0x0122 MSG_UNINSTALL_ARMOR => pub struct UninstallArmor { name: String, number: u64 }
     /// Launch and watch an application (thesis §3.2.2, Execution ARMOR).
     0x0130 MSG_APP_LAUNCH => pub struct AppLaunch { spec: ApplicationSpec }
     /// It was started, or why not. Goes to the launcher.

@@ -55,7 +55,7 @@ fn with_installer(ftm: &Node, base: &Path) -> String {
 }
 
 fn install(client: &mut Client, node: &Node, name: &str, composition: &str) -> ArmorReady {
-    client.send(node.armor, InstallArmor { name: name.into(), composition: composition.into() });
+    client.send(node.armor, InstallArmor { name: name.into(), composition: composition.into(), number: 0 });
     client.receive(WITHIN).expect("an answer")
 }
 
@@ -94,7 +94,7 @@ fn an_installed_armor_comes_back_whether_it_is_killed_or_silent_and_ends_with_it
 
     assert_eq!(install(&mut client, &node, "y", "execution").error, "");
     let other = pid(&mut client, ArmorId::of_name("one/y"));
-    client.send(node.armor, UninstallArmor { name: "y".into() });
+    client.send(node.armor, UninstallArmor { name: "y".into(), number: 0 });
     eventually("the uninstalled one ends", || has_ended(other).then_some(()));
     let installed = client.status(node.armor)["elements"]["armor_installer"]["state"]["installed"].clone();
     assert_eq!(installed.as_array().expect("list").len(), 1, "{installed}");
@@ -133,7 +133,7 @@ fn armors_outlive_a_crash_of_their_daemon_and_are_overseen_by_its_next_life() {
     let mut client = ftm.client();
     let armor = ArmorId::of_name("one/x");
     client.status(daemon);
-    client.send(daemon, InstallArmor { name: "x".into(), composition: "execution".into() });
+    client.send(daemon, InstallArmor { name: "x".into(), composition: "execution".into(), number: 0 });
     assert_eq!(client.receive::<ArmorReady>(WITHIN).expect("answer").error, "");
     let first = pid(&mut client, armor);
 

@@ -65,7 +65,7 @@ impl Gateway {
         let serves = self.look_for_service(&mut client, &base)?;
         let composition = self.composition()?;
         let file = write(&daemon, &name, &composition)?;
-        client.send(daemon.armor(), InstallArmor { name: name.clone(), composition: services::utf8(file.clone())? })?;
+        client.send(daemon.armor(), InstallArmor { name: name.clone(), composition: services::utf8(file.clone())?, number: 0 })?;
         let ready: ArmorReady = client.wait(PATIENCE).with_context(|| format!("gateway {name} on {}", daemon.name))?;
         if !ready.error.is_empty() {
             // What has never run leaves nothing that the next try would stumble over.

@@ -75,7 +75,7 @@ fn under_own_armor(daemon: &ArmorDirectory, mut command: Command) -> anyhow::Res
     let mut client = Client::attach(daemon)?;
     let ready = install(&mut client, daemon, &name)?;
     let status = command.env(ENV_RUN_DIR, &ready.run_dir).status();
-    client.send(daemon.armor(), UninstallArmor { name })?;
+    client.send(daemon.armor(), UninstallArmor { name, number: 0 })?;
     let status = status.context("the command cannot be executed")?;
     let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1);
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
@@ -83,7 +83,7 @@ fn under_own_armor(daemon: &ArmorDirectory, mut command: Command) -> anyhow::Res
 
 /// Installs an Execution ARMOR on a node.
 pub(super) fn install(client: &mut Client, daemon: &ArmorDirectory, name: &str) -> anyhow::Result<ArmorReady> {
-    client.send(daemon.armor(), InstallArmor { name: name.to_owned(), composition: "execution".to_owned() })?;
+    client.send(daemon.armor(), InstallArmor { name: name.to_owned(), composition: "execution".to_owned(), number: 0 })?;
     let ready: ArmorReady = client.wait(Duration::from_secs(15)).with_context(|| format!("Execution ARMOR {name} on {}", daemon.name))?;
     if !ready.error.is_empty() {
         bail!("Execution ARMOR {name} cannot be installed on {}: {}", daemon.name, ready.error);

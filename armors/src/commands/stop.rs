@@ -54,7 +54,7 @@ impl Stop {
         if let Some((node, own)) = overseer.name.split_once('/')
             && own == name
         {
-            client.send(ArmorId::of_name(node), UninstallArmor { name: own.to_owned() })?;
+            client.send(ArmorId::of_name(node), UninstallArmor { name: own.to_owned(), number: 0 })?;
         }
         output::print(&format!("{name}: stopped\n"))?;
         Ok(ExitCode::SUCCESS)
@@ -78,7 +78,7 @@ impl Stop {
             several => bail!("gateways {name:?} are on {}; choose a node with --node", several.join(", ")),
         };
         let mut client = Client::attach(&base.entrance()?)?;
-        client.send(ArmorId::of_name(node), UninstallArmor { name: name.clone() })?;
+        client.send(ArmorId::of_name(node), UninstallArmor { name: name.clone(), number: 0 })?;
         let deadline = Instant::now() + Duration::from_secs(15);
         while Instant::now() < deadline {
             let statuses = client.statuses(&[ArmorId::of_name(node)], Duration::from_secs(2))?;

@@ -211,6 +211,51 @@ fn an_armor_that_was_to_be_fenced_is_not_uninstalled_before_it_is() {
 }
 
 #[test]
+fn an_order_to_uninstall_is_older_than_every_installation_after_it_over_lives_of_the_ftm() {
+    let mut bench = Bench::new();
+    bench.report("a/web", "nodes = [\"b\", \"a\"]", 1);
+    bench.fails("a");
+    let first = bench.sent::<InstallArmor>().remove(0).1.number;
+    bench.ready("b");
+    let (_, order) = bench.order();
+    bench.answers("b/web", &order, "");
+    bench.back("a");
+    bench.call(|element, context| element.fence_done(&AppFenceDone { launch: LAUNCH, overseer: node("a/web") }, context));
+    let (to, uninstall) = bench.sent::<UninstallArmor>().remove(0);
+    assert!(to == node("a") && uninstall.number > first);
+    let state = bench.element.capture().unwrap();
+    bench.element = AppPlacement::new(Config::default(), &setup()).unwrap();
+    bench.element.restore(&state).unwrap();
+    // No process begins in the millisecond in which its last life ended.
+    let ended = now_ms();
+    while now_ms() == ended {
+        std::thread::yield_now();
+    }
+    bench.fails("c");
+    bench.fails("b");
+    let (to, again) = bench.sent::<InstallArmor>().remove(0);
+    assert!(to == node("a") && again.number > uninstall.number);
+}
+
+#[test]
+fn an_armor_that_is_being_installed_is_not_uninstalled_because_its_last_life_was_fenced() {
+    let mut bench = Bench::new();
+    bench.report("a/web", "nodes = [\"b\", \"a\"]", 1);
+    bench.fails("a");
+    bench.ready("b");
+    let (_, order) = bench.order();
+    bench.answers("b/web", &order, "");
+    bench.back("a");
+    bench.fails("c");
+    bench.fails("b");
+    assert_eq!(bench.sent::<InstallArmor>().last().map(|(to, _)| *to), Some(node("a")));
+    bench.call(|element, context| element.fence_done(&AppFenceDone { launch: LAUNCH, overseer: node("a/web") }, context));
+    assert!(bench.sent::<UninstallArmor>().is_empty());
+    bench.ready("a");
+    assert_eq!(bench.order().0, node("a/web"));
+}
+
+#[test]
 fn a_move_goes_on_after_the_death_of_the_ftm() {
     let mut bench = Bench::new();
     bench.report("a", "", 1);
