@@ -15,6 +15,7 @@ mod ending;
 mod environment;
 mod free_address;
 mod interrupt;
+mod link;
 mod log;
 mod output;
 mod own_vault;

@@ -6,6 +6,7 @@ mod elements;
 mod events;
 mod gateway;
 mod launch;
+mod link;
 mod run;
 mod start;
 mod status;
@@ -28,6 +29,7 @@ pub(crate) enum Command {
     Start(start::Start),
     Check(check::Check),
     Elements(elements::Elements),
+    Link(link::Link),
     #[command(hide = true)]
     Vault(vault::Vault),
     Demo(crate::demo::Demo),
@@ -53,6 +55,7 @@ impl Command {
             Command::Start(start) => start.run(),
             Command::Check(check) => check.run(),
             Command::Elements(elements) => elements.run(),
+            Command::Link(link) => link.run(),
             Command::Vault(vault) => vault.run(),
             Command::Demo(demo) => demo.run(),
             Command::Campaign(campaign) => campaign.run(),
