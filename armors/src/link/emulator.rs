@@ -92,7 +92,10 @@ impl Emulator {
         let namespaces = [Namespace::make()?, Namespace::make()?];
         for namespace in &namespaces {
             // The kernel would ask for IPv6 routers over each device. Where this is not allowed, or there is no IPv6, that is a few packets more.
-            namespace.inside(|| Ok(drop(std::fs::write("/proc/sys/net/ipv6/conf/default/router_solicitations", "0"))))?;
+            namespace.inside(|| {
+                let _ = std::fs::write("/proc/sys/net/ipv6/conf/default/router_solicitations", "0");
+                Ok(())
+            })?;
         }
         let (mut wires, mut links) = (Vec::new(), Vec::new());
         for (index, link) in network.links.into_iter().enumerate() {
