@@ -1,7 +1,7 @@
 //! One direction of an emulated link: packets go in with a time and come out with a time.
 //!
-//! A packet that goes in may be lost (blackout, bursty loss, random loss, MTU), then waits in the drop-tail queue for its transmission at the
-//! link's rate, then travels for the delay and the jitter. Time is passed in as the time since the link's start.
+//! A packet that goes in, and is not lost at once (blackout, MTU), waits in the drop-tail queue for its transmission at the link's rate. It is lost
+//! then (bursty loss, random loss), or travels for the delay and the jitter. Time is passed in as the time since the link's start.
 //!
 //! Invariants: no clock and no socket; the same seed, settings, packets and times give the same result. Nothing comes out while the link is
 //! dark. Packets keep their order but for those that reordering picks. What is held is bounded.
@@ -125,15 +125,6 @@ impl Direction {
             self.counts.lost_in_blackouts += 1;
             return;
         }
-        if self.burst_takes() {
-            self.counts.lost_in_bursts += 1;
-            return;
-        }
-        let loss = self.trace.as_ref().and_then(|trace| trace.at(now).loss).or(self.settings.loss);
-        if self.chance(loss) {
-            self.counts.lost += 1;
-            return;
-        }
         if self.chance(self.settings.corrupt) && !packet.is_empty() {
             let bit = self.random.random_range(0..packet.len() * 8);
             packet[bit / 8] ^= 1 << (bit % 8);
@@ -236,12 +227,25 @@ impl Direction {
                 None => Duration::ZERO,
             };
             self.free_at = begin + takes;
-            self.travel(packet);
+            self.travel(begin, packet);
         }
     }
 
-    /// The packet has left the transmitter.
-    fn travel(&mut self, packet: Vec<u8>) {
+    /// The packet was in transmission from `begin` until now. One that is lost has taken the time of its transmission, as on the air.
+    fn travel(&mut self, begin: Duration, packet: Vec<u8>) {
+        let loss = self.trace.as_ref().and_then(|trace| trace.at(begin).loss).or(self.settings.loss);
+        let lost = if self.burst_takes() {
+            Some(&mut self.counts.lost_in_bursts)
+        } else if self.chance(loss) {
+            Some(&mut self.counts.lost)
+        } else {
+            None
+        };
+        if let Some(counter) = lost {
+            *counter += 1;
+            self.held_bytes -= packet.len() as u64;
+            return;
+        }
         let from = self.free_at;
         let traced = self.trace.as_ref().and_then(|trace| trace.at(from).delay);
         let mut due = from + traced.or(self.settings.delay).unwrap_or_default().0;

@@ -258,10 +258,10 @@ fn a_trace_is_played() {
     let mut link = Direction::new(Settings::default(), Some(trace), seed());
     let out = play(&mut link, 30, 10 * MS, 1500);
     let at: Vec<u64> = out.iter().map(|(at, _)| at.as_millis() as u64).collect();
-    // Till 100 ms 1 ms of transmission and 10 of delay; then all wait, in a queue of two packets at a rate of nothing; then the
-    // slow rate begins, which takes 10 ms a packet and 30 to travel, and whatever enters is lost.
+    // Till 100 ms 1 ms of transmission and 10 of delay. Then all wait, in a queue of two packets at a rate of nothing. At 200 ms the slow rate
+    // begins, which takes 10 ms a packet and loses each. At 300 ms two are left, and the trace begins again.
     let mut expected: Vec<u64> = (0..10).map(|number| number * 10 + 11).collect();
-    expected.extend([240, 250]);
+    expected.extend([311, 312]);
     assert_eq!(at, expected);
     assert_eq!(link.counts().lost, 10);
     assert_eq!(link.counts().queue_dropped, 8);
