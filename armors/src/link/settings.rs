@@ -267,7 +267,7 @@ pub(crate) struct Settings {
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) loss: Option<Share>,
-    /// Bursty loss (Gilbert-Elliott): TO_BAD,TO_GOOD[,LOSS_IN_BAD[,LOSS_IN_GOOD]] per packet, like 1%,25%
+    /// Bursty loss (Gilbert-Elliott): TO_BAD,TO_GOOD per packet and, if not 100% and 0%, LOSS_IN_BAD,LOSS_IN_GOOD: 1%,25%
     #[arg(long, value_name = "CHAIN")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) burst_loss: Option<Bursts>,
