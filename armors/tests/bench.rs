@@ -80,7 +80,7 @@ fn every_row_is_measured_and_the_page_is_written() {
     let figures = report["figures"].as_array().unwrap();
     for figure in figures {
         for told in figure["rows"].as_array().unwrap() {
-            assert_eq!(told["values"].as_array().unwrap().len(), 1, "{figure}");
+            assert_eq!(told["values"].as_object().unwrap().len(), 1, "{figure}");
             assert!(told["median"].as_f64().unwrap() > 0.0 || figure["metric"] == "memory", "{figure}");
         }
     }
@@ -123,7 +123,11 @@ fn every_row_is_measured_and_the_page_is_written() {
         assert!(text.contains(expected), "{expected} is not in\n{text}");
     }
     assert!(std::fs::read_to_string(place.path().join("performance/round-trip.svg")).unwrap().contains("Thesis, table 6.1"));
-    assert!(std::fs::read_to_string(place.path().join("out/report.txt")).unwrap().contains("Goals: "));
+    let told = std::fs::read_to_string(place.path().join("out/report.txt")).unwrap();
+    assert!(told.contains("Goals: "));
+    let mut again = Command::new(place.path().join("armor"));
+    again.args(["bench", "--from"]).arg(place.path().join("out/report.json")).stdin(Stdio::null());
+    assert_eq!(String::from_utf8(again.output().unwrap().stdout).unwrap(), told);
     assert_clean(place.path());
 }
 

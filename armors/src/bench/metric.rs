@@ -1,9 +1,9 @@
 //! What is measured: its name, its unit, and what varies.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// One kind of figure.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Metric {
     RoundTrip,
@@ -30,7 +30,7 @@ pub(crate) enum Metric {
 }
 
 /// Where the processes of a row may run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Pinning {
     /// All on the same core.

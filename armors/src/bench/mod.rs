@@ -70,6 +70,9 @@ pub(crate) struct Bench {
     /// Directory for report and pictures
     #[arg(long, value_name = "DIR", default_value = "armor-bench")]
     out: PathBuf,
+    /// Measure nothing: tell again what the report of an earlier bench holds
+    #[arg(long, value_name = "REPORT.json", conflicts_with_all = ["rows", "rounds", "failures", "short", "out"])]
+    from: Option<PathBuf>,
     /// Write the page about performance, too
     #[arg(long, value_name = "PAGE.md")]
     write: Option<PathBuf>,
@@ -80,12 +83,20 @@ pub(crate) struct Bench {
 
 impl Bench {
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        if let Some(path) = &self.from {
+            let name = || path.display().to_string();
+            let report = Report::read(&std::fs::read_to_string(path).with_context(name)?).with_context(name)?;
+            if let Some(page) = &self.write {
+                page::write(&report, page)?;
+            }
+            output::print(&self.told(&report)?)?;
+            return Ok(ExitCode::SUCCESS);
+        }
         let programs = lane::programs()?;
         let same = network::enter()?;
         match self.perform(&programs, same) {
             Ok(report) => {
-                let text = if self.json { format!("{}\n", serde_json::to_string_pretty(&report)?) } else { report.text() };
-                output::print(&text)?;
+                output::print(&self.told(&report)?)?;
                 Ok(if report.is_complete() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
             }
             Err(error) if error.is::<Interrupted>() => {
@@ -94,6 +105,10 @@ impl Bench {
             }
             Err(error) => Err(error),
         }
+    }
+
+    fn told(&self, report: &Report) -> anyhow::Result<String> {
+        Ok(if self.json { format!("{}\n", serde_json::to_string_pretty(report)?) } else { report.text() })
     }
 
     fn perform(&self, programs: &lane::Programs, same: network::Same) -> anyhow::Result<Report> {
@@ -223,13 +238,13 @@ fn congestion_of(lane: &mut Lane) -> anyhow::Result<Option<String>> {
 }
 
 /// Of what is measured.
-fn versions() -> BTreeMap<&'static str, String> {
-    let mut versions = BTreeMap::from([("armor", env!("CARGO_PKG_VERSION").to_owned())]);
+fn versions() -> BTreeMap<String, String> {
+    let mut versions = BTreeMap::from([("armor".to_owned(), env!("CARGO_PKG_VERSION").to_owned())]);
     for (name, option, line) in [("haproxy", "-v", "HAProxy version "), ("socat", "-V", "socat version ")] {
         let said = Command::new(name).arg(option).stdin(Stdio::null()).output();
         let said = said.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
         let version = said.lines().find_map(|said| said.strip_prefix(line)?.split_whitespace().next().map(str::to_owned));
-        versions.extend(version.map(|version| (name, version)));
+        versions.extend(version.map(|version| (name.to_owned(), version)));
     }
     versions
 }

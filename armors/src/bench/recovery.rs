@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use rustix::process::Signal;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::groups;
@@ -17,7 +17,7 @@ use crate::interrupt::Interrupt;
 const NODE_PART: u32 = 5;
 
 /// How the failures of one target were recovered from, in ms since the failure; median, 95th percentile, worst.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Recovered {
     pub(crate) target: String,
     pub(crate) runs: usize,

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use serde::Serialize;
+use anyhow::Context as _;
+use serde::{Deserialize, Serialize};
 
 use super::goals::{self, Goal};
 use super::metric::{Metric, Pinning};
 use super::recovery::Recovered;
-use super::results::{Key, Results, Told};
+use super::results::{Key, Results, Told, Values};
 use super::rounds::Plan;
 use super::row::Row;
 use super::thesis;
@@ -16,7 +17,7 @@ use crate::campaign::Machine;
 use crate::output::Table;
 
 /// Everything that was found.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Report {
     pub(crate) begun_unix_ms: u64,
     pub(crate) took_s: f64,
@@ -25,7 +26,7 @@ pub(crate) struct Report {
     pub(crate) load_after: String,
     /// Core of the pinned figures.
     pub(crate) pinned_to: usize,
-    pub(crate) versions: BTreeMap<&'static str, String>,
+    pub(crate) versions: BTreeMap<String, String>,
     /// Why rows may have different congestion controls, if so.
     pub(crate) congestion_may_differ: Option<String>,
     /// Of each row's TCP sockets, as the kernel tells it.
@@ -36,8 +37,10 @@ pub(crate) struct Report {
     pub(crate) rows: Vec<Row>,
     /// Rows that were not measured, and why.
     pub(crate) left_out: BTreeMap<Row, String>,
+    #[serde(skip_deserializing)]
     pub(crate) figures: Vec<Figure>,
     pub(crate) recovery: Vec<Recovered>,
+    #[serde(skip_deserializing)]
     pub(crate) goals: Vec<Goal>,
     /// What could not be measured.
     pub(crate) complaints: Vec<String>,
@@ -53,6 +56,27 @@ pub(crate) struct Figure {
     rows: Vec<Told>,
 }
 
+/// The part of a report from which all its figures follow.
+#[derive(Deserialize)]
+struct Measured {
+    figures: Vec<MeasuredFigure>,
+}
+
+#[derive(Deserialize)]
+struct MeasuredFigure {
+    // No flattened key: numbers as keys of maps are not read within such a one.
+    metric: Metric,
+    pinning: Pinning,
+    parameter: u64,
+    rows: Vec<MeasuredRow>,
+}
+
+#[derive(Deserialize)]
+struct MeasuredRow {
+    row: Row,
+    values: Values,
+}
+
 /// A table with its heading.
 pub(super) struct Grid {
     pub(super) title: String,
@@ -64,6 +88,23 @@ impl Report {
     /// Whether everything could be measured, and nothing was lost in recoveries.
     pub(crate) fn is_complete(&self) -> bool {
         self.complaints.is_empty() && self.recovery.iter().all(|recovered| recovered.passed)
+    }
+
+    /// A report that was written before. Medians, ratios and goals are made again from its values.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub(super) fn read(json: &str) -> anyhow::Result<Report> {
+        let mut report: Report = serde_json::from_str(json).context("no report of `armor bench`")?;
+        let Measured { figures } = serde_json::from_str(json).context("the figures of a report of `armor bench`")?;
+        for MeasuredFigure { metric, pinning, parameter, rows } in figures {
+            let key = Key { metric, pinning, parameter };
+            for MeasuredRow { row, values } in rows {
+                values.into_iter().for_each(|(round, value)| report.results.add(key, row, round, value));
+            }
+        }
+        (report.figures, report.goals) = (Report::figures(&report.results), Report::goals(&report.results));
+        Ok(report)
     }
 
     pub(super) fn figures(results: &Results) -> Vec<Figure> {
@@ -295,7 +336,7 @@ pub(super) mod tests {
             machine: Machine { kernel: "6.1".to_owned(), processor: "cpu".to_owned(), processors: 2, load: "0.1".to_owned() },
             load_after: "1.5".to_owned(),
             pinned_to: 1,
-            versions: [("armor", "0.1.0".to_owned())].into(),
+            versions: [("armor".to_owned(), "0.1.0".to_owned())].into(),
             congestion_may_differ: None,
             congestion: [(Row::Direct, "cubic".to_owned()), (Row::Daemon, "cubic".to_owned())].into(),
             plan: Plan::short(),
@@ -328,7 +369,10 @@ pub(super) mod tests {
         assert!(report.is_complete());
         let json = serde_json::to_value(&report).unwrap();
         assert_eq!(json["figures"][0]["metric"], "round-trip");
-        assert_eq!(json["figures"][0]["rows"][0]["values"].as_array().unwrap().len(), 3);
+        assert_eq!(json["figures"][0]["rows"][0]["values"].as_object().unwrap().len(), 3);
+        let again = Report::read(&json.to_string()).unwrap();
+        assert_eq!((again.text(), serde_json::to_value(&again).unwrap()), (text, json));
+        assert!(Report::read("{}").is_err());
     }
 
     #[test]

@@ -17,7 +17,7 @@ pub(crate) struct Key {
 }
 
 /// Values by round.
-type Values = BTreeMap<u32, f64>;
+pub(crate) type Values = BTreeMap<u32, f64>;
 
 #[derive(Debug, Default)]
 pub(crate) struct Results {
@@ -35,8 +35,7 @@ pub(crate) struct Told {
     /// Median of the rounds' ratios.
     pub(crate) to_direct: Option<f64>,
     pub(crate) to_haproxy: Option<f64>,
-    /// By round.
-    pub(crate) values: Vec<f64>,
+    pub(crate) values: Values,
 }
 
 impl Told {
@@ -72,7 +71,7 @@ impl Results {
             high: quantile(&all, 0.75)?,
             to_direct: self.ratio(key, row, Row::Direct),
             to_haproxy: self.ratio(key, row, Row::Haproxy),
-            values: all,
+            values: values.clone(),
         })
     }
 

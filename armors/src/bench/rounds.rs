@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::lane::{Lane, Service};
@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const USUAL_BYTES: u64 = 512;
 
 /// How much is measured.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Plan {
     pub(crate) rounds: u32,
     pub(crate) sizes: Vec<u64>,

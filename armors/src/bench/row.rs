@@ -1,9 +1,9 @@
 //! What is measured beside each other. One variant is one row of every table; another way for data, past the ARMORs say, is one more of them.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// A way from the client to the server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Row {
     /// No proxy

@@ -27,7 +27,7 @@ pub(crate) struct Report {
 }
 
 /// Where it ran.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, serde::Deserialize)]
 pub(crate) struct Machine {
     pub(crate) kernel: String,
     pub(crate) processor: String,
