@@ -28,7 +28,8 @@ Written by `armor bench --write docs/performance.md` (`make bench`) from what it
 [operations.md](operations.md#armor-bench).
 
 Rows are measured beside each other in rounds (A B C A B C …). A cell is the median of the rounds, with half the distance between the quartiles; a ratio is the
-median of the ratios of the same rounds. The machine is shared, so ratios travel and times do not.
+median of the ratios of the same rounds. Everything runs on one machine, both nodes too, and links are loopback. What else runs there makes times longer: ratios
+travel, times do not.
 ";
 
 const PICTURES: &str = "\
