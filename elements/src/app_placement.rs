@@ -208,7 +208,14 @@ impl AppPlacement {
             return;
         };
         context.state_changed();
-        match placed.moving.clone().filter(|moving| !moving.installing) {
+        match placed.moving.clone() {
+            Some(moving) if moving.installing => {
+                if ended && placed.overseer == report.overseer {
+                    // It was to end, and not to run elsewhere. Nobody there has heard of it yet.
+                    placed.moving = None;
+                    self.uninstall(launch, &moving, context);
+                }
+            }
             Some(moving) if moving.overseer == report.overseer => {
                 if !ended {
                     // Its answer to the order is on its way.
@@ -414,6 +421,9 @@ impl AppPlacement {
 
     fn attempt(&mut self, launch: LaunchId, failed_at_ms: u64, tried: BTreeSet<ArmorId>, context: &mut Context<'_>) {
         context.state_changed();
+        if self.table.applications.get(&launch).is_some_and(|placed| !placed.state.is_meant_to_run()) {
+            return self.forget_if_over(launch);
+        }
         let chosen = self.table.choose(launch, &tried);
         let attempt = self.next_number();
         let Some(placed) = self.table.applications.get_mut(&launch) else { return };
@@ -453,7 +463,7 @@ impl AppPlacement {
     /// Has it taken over: from here on its new overseer has the right to it.
     fn order(&mut self, launch: LaunchId, context: &mut Context<'_>) {
         let Some(placed) = self.table.applications.get_mut(&launch) else { return };
-        let Some(moving) = placed.moving.clone() else { return };
+        let Some(moving) = placed.moving.clone().filter(|_| placed.state.is_meant_to_run()) else { return };
         let below = placed.incarnation;
         if placed.overseer != moving.overseer {
             placed.leave_behind(Left { node: placed.node, overseer: placed.overseer, below });
@@ -518,9 +528,19 @@ impl AppPlacement {
         context.event(told.with("incarnation", placed.incarnation.0).with("took_ms", now_ms().saturating_sub(moving.failed_at_ms)));
     }
 
+    /// The Execution ARMOR of a move that comes to nothing is of no use, unless something of the application was there before: that may be running all the time, or has yet to
+    /// be fenced.
+    fn uninstall(&mut self, launch: LaunchId, moving: &Move, context: &mut Context<'_>) {
+        let number = self.next_number();
+        let Some(placed) = self.table.applications.get(&launch) else { return };
+        let was_there = placed.overseer == moving.overseer || placed.left.iter().any(|left| left.overseer == moving.overseer);
+        if moving.overseer != moving.to && !was_there {
+            context.send_reliable(Message::to(moving.to, UninstallArmor { name: placed.spec.name.clone(), number }));
+        }
+    }
+
     /// A node has not taken an application over: the next one is tried.
     fn attempt_failed(&mut self, launch: LaunchId, reason: &str, answered: Answered, context: &mut Context<'_>) {
-        let number = self.next_number();
         let below = match self.table.applications.get(&launch) {
             Some(placed) => placed.next_epoch(),
             None => return,
@@ -530,12 +550,8 @@ impl AppPlacement {
         let service = placed.spec.name.clone();
         if answered == Answered::No && !moving.installing && moving.overseer != placed.overseer {
             placed.leave_behind(Left { node: moving.to, overseer: moving.overseer, below });
-        } else if moving.overseer != moving.to
-            && moving.overseer != placed.overseer
-            && placed.left.iter().all(|left| left.overseer != moving.overseer)
-        {
-            // Nothing of it was ever there. Where it was, it may be running all the time.
-            context.send_reliable(Message::to(moving.to, UninstallArmor { name: service.clone(), number }));
+        } else {
+            self.uninstall(launch, &moving, context);
         }
         let told = Event::new("take-over-failed").with("service", service).with("node", self.table.name_of(moving.to));
         context.event(told.with("reason", reason));

@@ -256,6 +256,35 @@ fn an_armor_that_is_being_installed_is_not_uninstalled_because_its_last_life_was
 }
 
 #[test]
+fn an_application_that_was_stopped_while_an_armor_for_it_was_installed_elsewhere_is_not_started_there() {
+    let mut bench = Bench::new();
+    bench.report("a/web", "", 1);
+    bench.fails("a");
+    let (to, install) = bench.sent::<InstallArmor>().remove(0);
+    // Its operator had stopped it behind the link that was cut.
+    bench.reports("a/web", "", 1, ApplicationState::Ended);
+    let (from, uninstall) = bench.sent::<UninstallArmor>().remove(0);
+    assert!(from == to && uninstall.number > install.number);
+    bench.ready("b");
+    assert!(bench.sent::<AppTakeOver>().is_empty());
+    assert!(bench.element.table.applications.is_empty(), "nothing is left of it");
+}
+
+#[test]
+fn a_move_of_what_has_ended_goes_no_further() {
+    let mut bench = Bench::new();
+    bench.report("a/web", "", 1);
+    bench.fails("a");
+    // It runs and ends elsewhere, so the FTM learns from a life that it had not known.
+    bench.reports("c/web", "", 100_000, ApplicationState::Ended);
+    bench.ready("b");
+    assert!(bench.sent::<AppTakeOver>().is_empty());
+    let attempt = bench.element.table.applications[&LAUNCH].moving.as_ref().unwrap().attempt;
+    bench.call(|element, context| element.timer(attempt, context));
+    assert!(bench.element.table.applications[&LAUNCH].moving.is_none() && bench.told("application-moving") == 1);
+}
+
+#[test]
 fn a_move_goes_on_after_the_death_of_the_ftm() {
     let mut bench = Bench::new();
     bench.report("a", "", 1);
