@@ -305,7 +305,8 @@ impl AppPlacement {
     fn served_by(&mut self, overseer: ArmorId, service: &str) -> Option<&mut Placed> {
         let by = |placed: &&mut Placed| {
             let moving = placed.moving.as_ref().is_some_and(|moving| moving.overseer == overseer);
-            placed.spec.name == service && (placed.overseer == overseer || moving)
+            // One that is over may be here still, for the sake of what is left of it elsewhere, and another launch have its name by now.
+            placed.spec.name == service && (placed.overseer == overseer && placed.state.is_meant_to_run() || moving)
         };
         self.table.applications.values_mut().find(by)
     }

@@ -11,6 +11,8 @@ struct Bench {
     element: AppPlacement,
     setup: Setup,
     effects: Effects,
+    /// The launch that reports speak of.
+    launch: LaunchId,
 }
 
 const LAUNCH: LaunchId = LaunchId(7);
@@ -26,7 +28,7 @@ fn node(name: &str) -> ArmorId {
 impl Bench {
     fn new() -> Bench {
         let element = AppPlacement::new(Config::default(), &setup()).unwrap();
-        let mut bench = Bench { element, setup: setup(), effects: Effects::new() };
+        let mut bench = Bench { element, setup: setup(), effects: Effects::new(), launch: LAUNCH };
         for name in ["a", "b", "c"] {
             bench.there(name, &[]);
         }
@@ -52,7 +54,7 @@ impl Bench {
         spec.placement = toml::from_str(placement).unwrap();
         let (overseer, at) = (node(armor), armor.split('/').next().unwrap().to_owned());
         let incarnation = Incarnation(incarnation);
-        let report = AppReport { overseer, node: at, launch: LAUNCH, spec, incarnation, restarts: 3, state };
+        let report = AppReport { overseer, node: at, launch: self.launch, spec, incarnation, restarts: 3, state };
         self.call(|element, context| element.report(&report, context));
     }
 
@@ -282,6 +284,35 @@ fn a_move_of_what_has_ended_goes_no_further() {
     let attempt = bench.element.table.applications[&LAUNCH].moving.as_ref().unwrap().attempt;
     bench.call(|element, context| element.timer(attempt, context));
     assert!(bench.element.table.applications[&LAUNCH].moving.is_none() && bench.told("application-moving") == 1);
+}
+
+#[test]
+fn addresses_of_a_service_that_was_launched_again_are_not_those_of_the_launch_that_is_over() {
+    let mut bench = Bench::new();
+    bench.report("a", "", 1);
+    bench.fails("a");
+    let (_, order) = bench.order();
+    bench.answers("b", &order, "");
+    let row = crate::operations::ServerRow {
+        address: armor_proto::hookup::Endpoint::new([127, 0, 0, 1].into(), 80),
+        armor: node("b"),
+        incarnation: Incarnation(1),
+        service: "web".into(),
+        policy: crate::operations::Policy::Request,
+        deadline_ms: 1,
+        settled_ms: None,
+    };
+    let registered = AppRegisterServer { row, request: 1, supervised: true, any_port: true };
+    bench.call(|element, context| element.server(&registered, context));
+    // It is over, but on a may be left something of it. Another launch follows.
+    bench.reports("b", "", order.incarnation.0 + 1, ApplicationState::Ended);
+    bench.launch = LaunchId(LAUNCH.0 + 1);
+    bench.report("b", "", 1);
+    bench.call(|element, context| element.server(&registered, context));
+    bench.fails("b");
+    let (to, order) = bench.order();
+    let address = PlacedAddress { address: registered.row.address, any_port: true };
+    assert_eq!((to, order.launch, order.addresses), (node("c"), bench.launch, vec![address]));
 }
 
 #[test]
