@@ -279,6 +279,7 @@ impl AppPlacement {
             restarts: report.restarts,
             state: report.state,
             addresses: Vec::new(),
+            registered: BTreeMap::new(),
             moved_from: None,
             moving: None,
             stranded: false,
@@ -313,17 +314,29 @@ impl AppPlacement {
 
     fn server(&mut self, registered: &AppRegisterServer, context: &mut Context<'_>) {
         let address = PlacedAddress { address: registered.row.address, any_port: registered.any_port };
+        let number = context.message().map(|message| message.id).unwrap_or_default();
         let Some(placed) = self.served_by(registered.row.armor, &registered.row.service) else { return };
         let known = placed.addresses.iter().any(|known| known.address == address.address);
         if !known && placed.addresses.len() < MAX_ADDRESSES {
             placed.addresses.push(address);
+        }
+        if known || placed.addresses.iter().any(|known| known.address == address.address) {
+            let last = placed.registered.entry(address.address).or_default();
+            if !number.is_before(*last) {
+                *last = number;
+            }
             context.state_changed();
         }
     }
 
     fn no_server(&mut self, gone: &AppUnregisterServer, context: &mut Context<'_>) {
+        let number = context.message().map(|message| message.id).unwrap_or_default();
         for placed in self.table.applications.values_mut().filter(|placed| placed.owner == gone.armor) {
-            placed.addresses.retain(|known| known.address != gone.address);
+            // It may have listened there again since.
+            if placed.registered.get(&gone.address).is_none_or(|last| !number.is_before(*last)) {
+                placed.registered.remove(&gone.address);
+                placed.addresses.retain(|known| known.address != gone.address);
+            }
         }
         context.state_changed();
     }
@@ -564,5 +577,5 @@ impl AppPlacement {
 
 /// Whether `number` was sent before `newest` in the same life of the same sender.
 fn overtaken(newest: (ArmorId, MessageId), number: (ArmorId, MessageId)) -> bool {
-    newest.0 == number.0 && newest.1.0 >> 32 == number.1.0 >> 32 && number.1.0 < newest.1.0
+    newest.0 == number.0 && number.1.is_before(newest.1)
 }

@@ -22,7 +22,7 @@ use armor_core::element::{Element, Operations, Setup};
 use armor_core::events::{Event, now_ms};
 use armor_core::operations::SendReliable;
 use armor_proto::hookup::Endpoint;
-use armor_proto::ids::{ArmorId, ConnectionId, Incarnation};
+use armor_proto::ids::{ArmorId, ConnectionId, Incarnation, MessageId};
 use armor_proto::message::Message;
 use moved::Moved;
 use serde::{Deserialize, Serialize};
@@ -73,6 +73,9 @@ struct Server {
     request: u64,
     supervised: bool,
     moved: Moved,
+    /// The last message that registered it.
+    #[serde(default)]
+    registered: MessageId,
 }
 
 impl Server {
@@ -188,6 +191,7 @@ impl AppServerDb {
             incarnation: row.incarnation,
             clients: BTreeMap::new(),
         };
+        let registered = context.message().map(|message| message.id).unwrap_or_default();
         let full = self.state.servers.len() >= self.config.max_servers;
         let mut recognised = false;
         match self.state.servers.get_mut(&row.address) {
@@ -197,13 +201,23 @@ impl AppServerDb {
                 answer.errno = libc::EADDRINUSE;
             }
             Some(known) if known.moved == Moved::Gone => {
-                *known = Server { row, clients: BTreeMap::new(), request: asked.request, supervised: asked.supervised, moved: Moved::Not };
+                *known = Server {
+                    row,
+                    clients: BTreeMap::new(),
+                    request: asked.request,
+                    supervised: asked.supervised,
+                    moved: Moved::Not,
+                    registered,
+                };
             }
             Some(known) if known.row.service != row.service => answer.errno = libc::EADDRINUSE,
             // One process that listens twice on the address (SO_REUSEPORT): the same life of the same server.
             Some(known) if known.row.armor == row.armor && known.row.incarnation == row.incarnation => {
                 if known.request == asked.request {
                     answer.clients = known.clients_by_armor();
+                }
+                if !registered.is_before(known.registered) {
+                    known.registered = registered;
                 }
             }
             Some(known) => {
@@ -218,6 +232,7 @@ impl AppServerDb {
                 context.event(recovered);
                 known.row = row;
                 known.supervised = asked.supervised;
+                known.registered = registered;
                 known.moved.registered();
                 recognised = true;
             }
@@ -228,7 +243,14 @@ impl AppServerDb {
             None => {
                 self.state.servers.insert(
                     row.address,
-                    Server { row, clients: BTreeMap::new(), request: asked.request, supervised: asked.supervised, moved: Moved::Not },
+                    Server {
+                        row,
+                        clients: BTreeMap::new(),
+                        request: asked.request,
+                        supervised: asked.supervised,
+                        moved: Moved::Not,
+                        registered,
+                    },
                 );
             }
         }
@@ -253,7 +275,12 @@ impl AppServerDb {
 
     fn unregister(&mut self, gone: &AppUnregisterServer, context: &mut Context<'_>) {
         let address = gone.address.unmapped();
-        if self.state.servers.get(&address).is_some_and(|server| server.row.armor == gone.armor && server.moved.may_register(gone.armor)) {
+        let number = context.message().map(|message| message.id).unwrap_or_default();
+        // Messages that are sent again overtake each other: it may have listened again since.
+        let is_over = |server: &Server| {
+            server.row.armor == gone.armor && server.moved.may_register(gone.armor) && !number.is_before(server.registered)
+        };
+        if self.state.servers.get(&address).is_some_and(is_over) {
             self.state.servers.remove(&address);
             context.state_changed();
             self.publish(context);
@@ -423,6 +450,37 @@ mod tests {
         if let Err(error) = armor_proto::frame::encode(&message, &mut bytes::BytesMut::new()) {
             panic!("{error}");
         }
+    }
+
+    #[test]
+    fn a_listener_that_was_closed_takes_no_row_from_one_that_was_opened_after_it() {
+        let (setup, mut effects) = (setup(), Effects::new());
+        let mut db = db();
+        let numbered = |number: u64| {
+            let mut message = Message::to(ArmorId::FTM, AppServerSubscribe { armor: ArmorId(7) });
+            (message.source, message.id) = (ArmorId(7), MessageId(9 << 32 | number));
+            message
+        };
+        let mut register = |db: &mut AppServerDb, request, number| {
+            let asked = AppRegisterServer { row: row("web", 1), request, supervised: true, any_port: false };
+            db.register(&asked, &mut Context::detached(&setup, Some(&mut numbered(number)), &mut effects));
+        };
+        let mut unregister_effects = Effects::new();
+        let mut unregister = |db: &mut AppServerDb, number| {
+            let gone = AppUnregisterServer { address: row("web", 1).address, armor: ArmorId(7) };
+            db.unregister(&gone, &mut Context::detached(&setup, Some(&mut numbered(number)), &mut unregister_effects));
+            db.state.servers.len()
+        };
+        register(&mut db, 1, 1);
+        // Number 2 closed the listener, and was lost on its way first.
+        register(&mut db, 2, 3);
+        assert_eq!(unregister(&mut db, 2), 1);
+        let mut next = self::db();
+        assert_eq!(next.restore(&db.capture().unwrap_or_default()), Ok(()));
+        assert_eq!(unregister(&mut next, 2), 1, "nor in the FTM's next life");
+        register(&mut next, 1, 1);
+        assert_eq!(unregister(&mut next, 2), 1, "a registration that comes twice makes nothing older");
+        assert_eq!(unregister(&mut next, 4), 0);
     }
 
     #[test]

@@ -81,6 +81,13 @@ pub struct Incarnation(pub u32);
 #[serde(transparent)]
 pub struct MessageId(pub u64);
 
+impl MessageId {
+    /// Whether it was sent before another one in the same life of the same sender. Of messages of different lives nobody knows.
+    pub fn is_before(self, other: MessageId) -> bool {
+        self.0 >> 32 == other.0 >> 32 && self.0 < other.0
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -95,5 +102,12 @@ mod tests {
         }
         assert!(ArmorId::ephemeral(u64::MAX).is_ephemeral());
         assert_eq!(ArmorId::of_name("ftm"), ArmorId::FTM);
+    }
+
+    #[test]
+    fn messages_have_an_order_within_a_life_of_their_sender() {
+        let (first, second, other_life) = (MessageId(5 << 32 | 1), MessageId(5 << 32 | 2), MessageId(6 << 32));
+        assert!(first.is_before(second) && !second.is_before(first) && !first.is_before(first));
+        assert!(!first.is_before(other_life) && !other_life.is_before(first));
     }
 }

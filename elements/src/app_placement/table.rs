@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use armor_proto::ids::{ArmorId, Incarnation};
+use armor_proto::hookup::Endpoint;
+use armor_proto::ids::{ArmorId, Incarnation, MessageId};
 use serde::{Deserialize, Serialize};
 
 use super::choice::{Candidate, choose};
@@ -43,6 +44,9 @@ pub(super) struct Placed {
     pub(super) left: Vec<Left>,
     /// The ARMOR that has the right to its addresses.
     pub(super) owner: ArmorId,
+    /// The last message that registered each of its addresses.
+    #[serde(default)]
+    pub(super) registered: BTreeMap<Endpoint, MessageId>,
 }
 
 /// A move under way.

@@ -25,6 +25,19 @@ fn node(name: &str) -> ArmorId {
     ArmorId::of_name(name)
 }
 
+fn registered(armor: &str) -> AppRegisterServer {
+    let row = crate::operations::ServerRow {
+        address: armor_proto::hookup::Endpoint::new([127, 0, 0, 1].into(), 80),
+        armor: node(armor),
+        incarnation: Incarnation(1),
+        service: "web".into(),
+        policy: crate::operations::Policy::Request,
+        deadline_ms: 1,
+        settled_ms: None,
+    };
+    AppRegisterServer { row, request: 1, supervised: true, any_port: true }
+}
+
 impl Bench {
     fn new() -> Bench {
         let element = AppPlacement::new(Config::default(), &setup()).unwrap();
@@ -37,6 +50,13 @@ impl Bench {
 
     fn call(&mut self, work: impl FnOnce(&mut AppPlacement, &mut Context<'_>)) {
         work(&mut self.element, &mut Context::detached(&self.setup, None, &mut self.effects));
+    }
+
+    /// As the work of the sender's message of this number.
+    fn call_with(&mut self, number: u64, work: impl FnOnce(&mut AppPlacement, &mut Context<'_>)) {
+        let mut message = Message::to(ArmorId::FTM, NodeBack { armor: node("a"), name: "a".into() });
+        (message.source, message.id) = (node("a"), MessageId(9 << 32 | number));
+        work(&mut self.element, &mut Context::detached(&self.setup, Some(&mut message), &mut self.effects));
     }
 
     fn there(&mut self, name: &str, launches: &[LaunchId]) {
@@ -293,16 +313,7 @@ fn addresses_of_a_service_that_was_launched_again_are_not_those_of_the_launch_th
     bench.fails("a");
     let (_, order) = bench.order();
     bench.answers("b", &order, "");
-    let row = crate::operations::ServerRow {
-        address: armor_proto::hookup::Endpoint::new([127, 0, 0, 1].into(), 80),
-        armor: node("b"),
-        incarnation: Incarnation(1),
-        service: "web".into(),
-        policy: crate::operations::Policy::Request,
-        deadline_ms: 1,
-        settled_ms: None,
-    };
-    let registered = AppRegisterServer { row, request: 1, supervised: true, any_port: true };
+    let registered = registered("b");
     bench.call(|element, context| element.server(&registered, context));
     // It is over, but on a may be left something of it. Another launch follows.
     bench.reports("b", "", order.incarnation.0 + 1, ApplicationState::Ended);
@@ -313,6 +324,21 @@ fn addresses_of_a_service_that_was_launched_again_are_not_those_of_the_launch_th
     let (to, order) = bench.order();
     let address = PlacedAddress { address: registered.row.address, any_port: true };
     assert_eq!((to, order.launch, order.addresses), (node("c"), bench.launch, vec![address]));
+}
+
+#[test]
+fn an_address_that_was_closed_and_opened_again_is_not_lost_by_a_message_that_was_held_up() {
+    let mut bench = Bench::new();
+    bench.report("a", "", 1);
+    let registered = registered("a");
+    let gone = AppUnregisterServer { address: registered.row.address, armor: node("a") };
+    let addresses = |bench: &Bench| bench.element.table.applications[&LAUNCH].addresses.len();
+    bench.call_with(1, |element, context| element.server(&registered, context));
+    bench.call_with(3, |element, context| element.server(&registered, context));
+    bench.call_with(2, |element, context| element.no_server(&gone, context));
+    assert_eq!(addresses(&bench), 1);
+    bench.call_with(4, |element, context| element.no_server(&gone, context));
+    assert_eq!(addresses(&bench), 0);
 }
 
 #[test]
