@@ -126,6 +126,9 @@ struct Captured {
     pid: Option<u32>,
     #[serde(default)]
     number: u64,
+    /// It was told to end for good.
+    #[serde(default)]
+    stopping: bool,
 }
 
 impl Element for ArmorInstaller {
@@ -168,7 +171,11 @@ impl Element for ArmorInstaller {
     }
 
     fn start(&mut self, context: &mut Context<'_>) -> Result<(), String> {
-        for (name, installed) in &self.installed {
+        let stopping = self.installed.iter().filter(|(_, installed)| installed.state == State::Stopping).map(|(name, _)| name.clone());
+        for name in stopping.collect::<Vec<_>>() {
+            self.end_again(&name, context);
+        }
+        for (name, installed) in self.installed.iter().filter(|(_, installed)| installed.state == State::Orphan) {
             match child::works_in(&self.directory(name)) {
                 Some(pid) => {
                     Self::later(ADOPT_WITHIN, name, installed.life, Self::not_adopted, context);
@@ -200,12 +207,12 @@ impl Element for ArmorInstaller {
         let captured: Vec<Captured> = self
             .installed
             .iter()
-            .filter(|(_, installed)| installed.state != State::Stopping)
             .map(|(name, installed)| Captured {
                 name: name.clone(),
                 composition: installed.composition.clone(),
                 pid: installed.pid.or(installed.leftover),
                 number: installed.number,
+                stopping: installed.state == State::Stopping,
             })
             .collect();
         rmp_serde::to_vec(&captured).ok()
@@ -213,9 +220,10 @@ impl Element for ArmorInstaller {
 
     fn restore(&mut self, state: &[u8]) -> Result<(), String> {
         let captured: Vec<Captured> = rmp_serde::from_slice(state).map_err(|error| error.to_string())?;
-        for Captured { name, composition, pid, number } in captured {
+        for Captured { name, composition, pid, number, stopping } in captured {
             // It had a life under the daemon before: one that fails while it starts is no reason to give the ARMOR up.
-            let installed = Installed { state: State::Orphan, leftover: pid, life: 1, number, ..self.fresh(&name, composition) };
+            let state = if stopping { State::Stopping } else { State::Orphan };
+            let installed = Installed { state, leftover: pid, life: 1, number, ..self.fresh(&name, composition) };
             self.installed.insert(name, installed);
         }
         Ok(())
@@ -344,12 +352,7 @@ impl ArmorInstaller {
                 // Not a child of this process: its end is seen by pidfd.
                 installed.life += 1;
                 installed.pid = Some(attach.pid);
-                let (pid, name, life, handle) = (attach.pid, name.clone(), installed.life, context.handle::<Self>());
-                context.spawn(async move {
-                    crate::endpoints::watch_process(pid).await;
-                    let ended = Ended { orderly: false, how: "ended".to_owned() };
-                    handle.call(|element, context| element.ended(&name, life, &ended, context));
-                });
+                Self::watch_orphan(name, installed.life, attach.pid, context);
                 context.event(Event::new("armor-adopted").with("name", self.node.clone() + "/" + name_of(attach)).with("pid", attach.pid));
                 context.state_changed();
             }
@@ -417,6 +420,32 @@ impl ArmorInstaller {
         }
         self.answer(&askers, name, "it was uninstalled", context);
         context.state_changed();
+    }
+
+    /// It was told to end by an earlier life of this daemon, which was to see to it.
+    fn end_again(&mut self, name: &str, context: &mut Context<'_>) {
+        let directory = self.directory(name);
+        let Some(installed) = self.installed.get_mut(name) else { return };
+        installed.leftover = None;
+        installed.pid = child::works_in(&directory);
+        let Some(pid) = installed.pid else {
+            self.installed.remove(name);
+            return context.state_changed();
+        };
+        child::signal(pid, Signal::TERM);
+        let life = installed.life;
+        Self::later(END_WITHIN, name, life, Self::kill, context);
+        Self::watch_orphan(name, life, pid, context);
+    }
+
+    /// Waits for the end of a process that is no child of this one.
+    fn watch_orphan(name: &str, life: u64, pid: u32, context: &mut Context<'_>) {
+        let (name, handle) = (name.to_owned(), context.handle::<Self>());
+        context.spawn(async move {
+            crate::endpoints::watch_process(pid).await;
+            let ended = Ended { orderly: false, how: "ended".to_owned() };
+            handle.call(|element, context| element.ended(&name, life, &ended, context));
+        });
     }
 
     fn kill(&mut self, name: &str, _: &mut Context<'_>) {
@@ -685,6 +714,41 @@ mod tests {
         installer.uninstall(&UninstallArmor { name: name(), number: u64::MAX }, &mut context);
         next.uninstall(&UninstallArmor { name: name(), number: 0 }, &mut context);
         assert!(installer.installed.is_empty() && next.installed.is_empty());
+    }
+
+    #[test]
+    fn what_was_to_end_when_the_daemon_died_is_ended_by_its_next_life() {
+        let (setup, mut installer, mut effects) = (setup(), with_running(), Vec::new());
+        let directory = tempfile::tempdir().expect("directory");
+        installer.run_dir = directory.path().to_owned();
+        // One that does not end when it is told to, and is known by its directory.
+        let path = installer.directory("x");
+        let script = "trap '' TERM; echo ready; read line";
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", script]).arg(&path).stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+        let mut process = command.spawn().expect("a shell");
+        std::io::Read::read_exact(process.stdout.as_mut().expect("piped"), &mut [0; 6]).expect("it is ready");
+        let mut context = Context::detached(&setup, None, &mut effects);
+        installer.installed.get_mut("x").expect("installed").pid = Some(process.id());
+        installer.uninstall(&UninstallArmor { name: "x".into(), number: 0 }, &mut context);
+
+        let mut next = self::installer();
+        next.run_dir = directory.path().to_owned();
+        next.restore(&installer.capture().unwrap_or_default()).expect("works");
+        next.start(&mut context).expect("works");
+        let known = &next.installed["x"];
+        assert_eq!((known.state, known.pid), (State::Stopping, Some(process.id())));
+        next.kill("x", &mut context);
+        assert!(!process.wait().expect("it was killed").success());
+        next.ended("x", 1, &Ended { orderly: false, how: String::new() }, &mut context);
+        assert!(next.installed.is_empty(), "nor is it started again");
+
+        // One that has ended together with the daemon.
+        let mut next = self::installer();
+        next.run_dir = directory.path().to_owned();
+        next.restore(&installer.capture().unwrap_or_default()).expect("works");
+        next.start(&mut context).expect("works");
+        assert!(next.installed.is_empty());
     }
 
     #[test]
