@@ -3,17 +3,19 @@
 //! Purpose: one supervised process group per application, watched by pidfd, restarted at once when it fails, with a limit
 //! and a growing pause when it fails young. Lives in the daemon or in an Execution ARMOR (thesis §6.3).
 //! Subscribes: `MSG_APP_LAUNCH`, `MSG_APP_STOP`, `MSG_APP_HUNG`, `MSG_APP_STANDBY_HELD`, `MSG_APP_FLOWS`, `MSG_APP_TAKE_OVER`, `MSG_APP_FENCE`,
-//! `MSG_DAEMON_REGISTERED`, `MSG_LEASE_TOLD`. Emits: `MSG_APP_LAUNCHED`, `MSG_APP_STOPPED`, `MSG_APP_STARTED`, `MSG_APP_IS_OVER`, `MSG_APP_FAILED`, `MSG_APP_STANDBY_STARTED`,
+//! `MSG_APP_HOLD`, `MSG_APP_HOLD_END`, `MSG_DAEMON_REGISTERED`, `MSG_LEASE_TOLD`. Emits: `MSG_APP_LAUNCHED`, `MSG_APP_STOPPED`, `MSG_APP_STARTED`, `MSG_APP_IS_OVER`, `MSG_APP_FAILED`, `MSG_APP_STANDBY_STARTED`,
 //! `MSG_APP_STANDBY_ENDED`, `MSG_APP_FENCED`; to the FTM (acknowledged) `MSG_APP_OVERSEER`, `MSG_APP_REPORT`, `MSG_APP_TAKEN_OVER`,
-//! `MSG_APP_FENCE_DONE`.
+//! `MSG_APP_FENCE_DONE`, `MSG_APP_HOLDS`.
 //! Configuration: `stop_grace_ms` (between SIGTERM and SIGKILL), `max_log_bytes` (an application's log is begun anew at a restart beyond it),
 //! `labels` (what this node says of itself, for placement).
-//! What waits for a failure is in `standby`, what moves between nodes in `moving`, what hangs in `hangs`, what a node's isolation ends in `isolation`.
+//! What waits for a failure is in `standby`, for that of another node in `holding`, what moves between nodes in `moving`, what hangs in `hangs`, what a node's isolation ends in `isolation`.
 //!
 //! Invariants: APP_COMM_SERVER, in the same thread, is told of a life before its process can say anything; never two lives of an application at once: its whole process group is killed before the next one starts.
 
 #[path = "app_oversight/hangs.rs"]
 mod hangs;
+#[path = "app_oversight/holding.rs"]
+mod holding;
 #[path = "app_oversight/isolation.rs"]
 mod isolation;
 #[path = "app_oversight/moving.rs"]
@@ -41,9 +43,10 @@ use serde::Deserialize;
 
 use crate::endpoints::Keeping;
 use crate::operations::{
-    AppFailed, AppFenceDone, AppFenced, AppIsOver, AppLaunch, AppLaunched, AppOverseer, AppReport, AppStandbyEnded, AppStandbyStarted,
-    AppStarted, AppStop, AppStopped, AppTakenOver, ApplicationSpec, ApplicationState, Labels, LaunchId, check_labels,
+    AppFailed, AppFenceDone, AppFenced, AppHolds, AppIsOver, AppLaunch, AppLaunched, AppOverseer, AppReport, AppStandbyEnded,
+    AppStandbyStarted, AppStarted, AppStop, AppStopped, AppTakenOver, ApplicationSpec, ApplicationState, Labels, LaunchId, check_labels,
 };
+use holding::Hold;
 use isolation::Isolation;
 use standby::{Instance, Standbys};
 
@@ -126,6 +129,8 @@ pub struct AppOversight {
     run_dir: PathBuf,
     node: String,
     applications: BTreeMap<String, Application>,
+    /// Standbys of applications that run on other nodes.
+    holds: BTreeMap<LaunchId, Hold>,
     next_number: u64,
     next_instance: u64,
     /// Standbys that are being ended.
@@ -165,6 +170,7 @@ impl Element for AppOversight {
             run_dir,
             node,
             applications,
+            holds: BTreeMap::new(),
             next_number: 1,
             next_instance,
             leaving: Vec::new(),
@@ -185,9 +191,12 @@ impl Element for AppOversight {
             .on(Self::application_flows)
             .on(Self::take_over)
             .on(Self::fence)
+            .on(Self::hold)
+            .on(Self::hold_end)
             .on(Self::registered)
             .on(Self::lease_told)
             .emits::<AppFenced>()
+            .emits::<AppHolds>()
             .emits::<AppOverseer>()
             .emits::<AppReport>()
             .emits::<AppTakenOver>()
@@ -251,12 +260,14 @@ impl Element for AppOversight {
                 })
             })
             .collect();
-        serde_json::json!({ "applications": applications, "isolated": self.isolation.status() })
+        let holds: Vec<_> = self.holds.values().map(Hold::status).collect();
+        serde_json::json!({ "applications": applications, "holds": holds, "isolated": self.isolation.status() })
     }
 
     fn leave(&mut self, context: &mut Context<'_>) {
         self.ending = true;
         self.report_leaving(context);
+        self.refuse_all_holds(context);
     }
 
     fn stop(&mut self, _: &mut Context<'_>) {
@@ -264,6 +275,7 @@ impl Element for AppOversight {
         self.keeping.ended();
         let running = self.applications.values().filter(|app| app.state == ApplicationState::Running).map(|app| app.pid);
         let standbys = self.applications.values().flat_map(|app| app.standbys.pids());
+        let standbys = standbys.chain(self.holds.values().flat_map(Hold::pids));
         let groups: Vec<u32> = running.chain(standbys).chain(self.leaving.iter().map(|instance| instance.pid)).collect();
         for &group in &groups {
             kill_group(group, Signal::TERM);

@@ -2,16 +2,19 @@
 //!
 //! Purpose: is told of applications by their overseers, chooses another node for those of a node that has failed, orders them to be taken over
 //! there, and has what is left of them ended where they were when that node is back.
-//! Subscribes: `MSG_APP_OVERSEER`, `MSG_APP_REPORT`, `MSG_APP_TAKEN_OVER`, `MSG_APP_FENCE_DONE`, `MSG_ARMOR_READY`, `MSG_NODE_FAILED`,
+//! Subscribes: `MSG_APP_OVERSEER`, `MSG_APP_REPORT`, `MSG_APP_TAKEN_OVER`, `MSG_APP_FENCE_DONE`, `MSG_APP_HOLDS`, `MSG_ARMOR_READY`, `MSG_NODE_FAILED`,
 //! `MSG_NODE_BACK`, `MSG_APP_REGISTER_SERVER`, `MSG_APP_UNREGISTER_SERVER` (the addresses of servers).
-//! Emits: `MSG_APP_TAKE_OVER`, `MSG_APP_FENCE`, `MSG_INSTALL_ARMOR`, `MSG_UNINSTALL_ARMOR` (all acknowledged); `MSG_APP_MOVED` (to this ARMOR).
+//! Emits: `MSG_APP_TAKE_OVER`, `MSG_APP_FENCE`, `MSG_APP_HOLD`, `MSG_APP_HOLD_END`, `MSG_INSTALL_ARMOR`, `MSG_UNINSTALL_ARMOR` (all acknowledged); `MSG_APP_MOVED` (to this ARMOR).
 //! Configuration: `answer_ms` (how long a node may take to take an application over before the next one is tried).
+//! Standbys on other nodes are in `holders`.
 //!
 //! Invariant: no two ARMORs have the right to one application. It passes on with each order, and who has lost it is fenced; orders carry
 //! incarnations beyond all that the life before can come to.
 
 #[path = "app_placement/choice.rs"]
 mod choice;
+#[path = "app_placement/holders.rs"]
+mod holders;
 #[path = "app_placement/table.rs"]
 mod table;
 #[cfg(test)]
@@ -30,9 +33,10 @@ use armor_proto::message::Message;
 use serde::Deserialize;
 
 use crate::operations::{
-    AppFence, AppFenceDone, AppMoved, AppOverseer, AppRegisterServer, AppReport, AppTakeOver, AppTakenOver, AppUnregisterServer,
-    ApplicationState, ArmorReady, InstallArmor, LaunchId, NodeBack, NodeFailed, PlacedAddress, UninstallArmor,
+    AppFence, AppFenceDone, AppHold, AppHoldEnd, AppMoved, AppOverseer, AppRegisterServer, AppReport, AppTakeOver, AppTakenOver,
+    AppUnregisterServer, ApplicationState, ArmorReady, InstallArmor, LaunchId, NodeBack, NodeFailed, PlacedAddress, UninstallArmor,
 };
+use holders::Holders;
 use table::{Left, Move, Node, Placed, Table};
 
 /// Most nodes and applications; further ones are not moved.
@@ -83,6 +87,7 @@ impl Element for AppPlacement {
             .on(Self::report)
             .on(Self::taken_over)
             .on(Self::fence_done)
+            .on(Self::holds)
             .on(Self::armor_ready)
             .on(Self::node_failed)
             .on(Self::node_back)
@@ -90,6 +95,8 @@ impl Element for AppPlacement {
             .on(Self::no_server)
             .emits::<AppTakeOver>()
             .emits::<AppFence>()
+            .emits::<AppHold>()
+            .emits::<AppHoldEnd>()
             .emits::<InstallArmor>()
             .emits::<UninstallArmor>()
             .emits::<AppMoved>()
@@ -103,10 +110,14 @@ impl Element for AppPlacement {
         for launch in moving {
             self.order_again(launch, context);
         }
+        self.order_holds_again(context);
         Ok(())
     }
 
     fn timer(&mut self, attempt: u64, context: &mut Context<'_>) {
+        if self.hold_timer(attempt, context) {
+            return;
+        }
         let of = |placed: &Placed| placed.moving.as_ref().is_some_and(|moving| moving.attempt == attempt);
         let Some(launch) = self.table.applications.iter().find(|(_, placed)| of(placed)).map(|(&launch, _)| launch) else { return };
         self.attempt_failed(launch, "it did not answer in time", Answered::No, context);
@@ -118,6 +129,8 @@ impl Element for AppPlacement {
 
     fn restore(&mut self, state: &[u8]) -> Result<(), String> {
         self.table = rmp_serde::from_slice(state).map_err(|error| error.to_string())?;
+        // Whatever the clock says.
+        self.numbers = self.numbers.max(self.table.last_number());
         Ok(())
     }
 
@@ -129,6 +142,7 @@ impl Element for AppPlacement {
                 "name": placed.spec.name, "node": self.table.name_of(placed.node), "armor": placed.overseer.to_string(),
                 "state": placed.state, "incarnation": placed.incarnation.0, "restarts": placed.restarts, "moved_from": placed.moved_from,
                 "moving_to": placed.moving.as_ref().map(|moving| self.table.name_of(moving.to)), "stranded": placed.stranded,
+                "standbys_elsewhere": placed.elsewhere.status(placed.spec.standby_elsewhere, &self.table),
                 "to_be_fenced": placed.left.iter().map(|left| self.table.name_of(left.node)).collect::<Vec<_>>(),
             })
         });
@@ -173,7 +187,9 @@ impl AppPlacement {
         }
         if is_daemon {
             self.fence_on(node, context);
+            self.holders_back(node, context);
             self.help_stranded(context);
+            self.place_all_standbys(context);
         }
     }
 
@@ -209,13 +225,12 @@ impl AppPlacement {
         };
         context.state_changed();
         match placed.moving.clone() {
-            Some(moving) if moving.installing => {
-                if ended && placed.overseer == report.overseer {
-                    // It was to end, and not to run elsewhere. Nobody there has heard of it yet.
-                    placed.moving = None;
-                    self.uninstall(launch, &moving, context);
-                }
+            Some(moving) if moving.installing && ended && placed.overseer == report.overseer => {
+                // It was to end, and not to run elsewhere. Nobody there has heard of it yet.
+                placed.moving = None;
+                self.uninstall_unless_used(moving.overseer, moving.to, launch, context);
             }
+            Some(moving) if moving.installing => {}
             Some(moving) if moving.overseer == report.overseer => {
                 if !ended {
                     // Its answer to the order is on its way.
@@ -259,6 +274,9 @@ impl AppPlacement {
             let (service, from) = (placed.spec.name.clone(), placed.owner);
             // Where it was moved to it may never have come to serve its addresses.
             context.send_to(context.armor(), AppMoved { service, from, to: ArmorId::NONE });
+        }
+        self.place_standbys(launch, context);
+        if ended {
             self.forget_if_over(launch);
         }
     }
@@ -285,6 +303,7 @@ impl AppPlacement {
             stranded: false,
             left: Vec::new(),
             owner: report.overseer,
+            elsewhere: Holders::default(),
         };
         self.table.applications.insert(report.launch, placed);
         context.state_changed();
@@ -292,30 +311,27 @@ impl AppPlacement {
 
     /// Nothing of an application that has ended is left anywhere.
     fn forget_if_over(&mut self, launch: LaunchId) {
-        if self
-            .table
-            .applications
-            .get(&launch)
-            .is_some_and(|placed| !placed.state.is_meant_to_run() && placed.left.is_empty() && placed.moving.is_none())
-        {
+        if self.table.applications.get(&launch).is_some_and(|placed| {
+            !placed.state.is_meant_to_run() && placed.left.is_empty() && placed.moving.is_none() && placed.elsewhere.holds.is_empty()
+        }) {
             self.table.applications.remove(&launch);
             self.newest.remove(&launch);
         }
     }
 
-    fn served_by(&mut self, overseer: ArmorId, service: &str) -> Option<&mut Placed> {
-        let by = |placed: &&mut Placed| {
+    fn served_by(&mut self, overseer: ArmorId, service: &str) -> Option<(LaunchId, &mut Placed)> {
+        let by = |placed: &Placed| {
             let moving = placed.moving.as_ref().is_some_and(|moving| moving.overseer == overseer);
             // One that is over may be here still, for the sake of what is left of it elsewhere, and another launch have its name by now.
             placed.spec.name == service && (placed.overseer == overseer && placed.state.is_meant_to_run() || moving)
         };
-        self.table.applications.values_mut().find(by)
+        self.table.applications.iter_mut().map(|(&launch, placed)| (launch, placed)).find(|(_, placed)| by(placed))
     }
 
     fn server(&mut self, registered: &AppRegisterServer, context: &mut Context<'_>) {
         let address = PlacedAddress { address: registered.row.address, any_port: registered.any_port };
         let number = context.message().map(|message| message.id).unwrap_or_default();
-        let Some(placed) = self.served_by(registered.row.armor, &registered.row.service) else { return };
+        let Some((launch, placed)) = self.served_by(registered.row.armor, &registered.row.service) else { return };
         let known = placed.addresses.iter().any(|known| known.address == address.address);
         if !known && placed.addresses.len() < MAX_ADDRESSES {
             placed.addresses.push(address);
@@ -327,6 +343,7 @@ impl AppPlacement {
             }
             context.state_changed();
         }
+        self.place_standbys(launch, context);
     }
 
     fn no_server(&mut self, gone: &AppUnregisterServer, context: &mut Context<'_>) {
@@ -352,6 +369,7 @@ impl AppPlacement {
             None => return,
         }
         context.state_changed();
+        self.holders_failed(node);
         let at_ms = now_ms();
         let mut there = Vec::new();
         let mut on_the_way = Vec::new();
@@ -368,6 +386,7 @@ impl AppPlacement {
         for launch in there {
             self.begin(launch, at_ms, context);
         }
+        self.place_all_standbys(context);
     }
 
     fn node_back(&mut self, back: &NodeBack, context: &mut Context<'_>) {
@@ -375,7 +394,9 @@ impl AppPlacement {
         node.failed = false;
         context.state_changed();
         self.fence_on(back.armor, context);
+        self.holders_back(back.armor, context);
         self.help_stranded(context);
+        self.place_all_standbys(context);
     }
 
     /// Whoever could not be placed may be now.
@@ -416,6 +437,7 @@ impl AppPlacement {
                 context.send_reliable(Message::to(left.node, UninstallArmor { name: placed.spec.name.clone(), number }));
             }
         }
+        self.place_standbys(done.launch, context);
         self.forget_if_over(done.launch);
     }
 }
@@ -452,7 +474,7 @@ impl AppPlacement {
         };
         let own_armor = placed.has_own_armor();
         let to_name = self.table.nodes.get(&to).map_or_else(String::new, |node| node.name.clone());
-        let overseer = if own_armor { ArmorId::of_name(&format!("{to_name}/{}", placed.spec.name)) } else { to };
+        let overseer = placed.overseer_on(to, &to_name);
         placed.incarnation = placed.next_epoch();
         let chosen_at_ms = now_ms();
         placed.moving = Some(Move { to, overseer, installing: own_armor, tried, failed_at_ms, chosen_at_ms, attempt });
@@ -508,6 +530,7 @@ impl AppPlacement {
     /// The Execution ARMOR for an application is there, or cannot be.
     fn armor_ready(&mut self, ready: &ArmorReady, context: &mut Context<'_>) {
         let waits = |placed: &Placed| placed.moving.as_ref().is_some_and(|moving| moving.installing && moving.overseer == ready.armor);
+        self.holder_ready(ready, context);
         let found = self.table.applications.iter_mut().find(|(_, placed)| waits(placed));
         let Some((&launch, placed)) = found else { return };
         if ready.error.is_empty() {
@@ -540,17 +563,7 @@ impl AppPlacement {
         }
         let told = Event::new("application-moved").with("service", &placed.spec.name).with("from", from).with("to", to);
         context.event(told.with("incarnation", placed.incarnation.0).with("took_ms", now_ms().saturating_sub(moving.failed_at_ms)));
-    }
-
-    /// The Execution ARMOR of a move that comes to nothing is of no use, unless something of the application was there before: that may be running all the time, or has yet to
-    /// be fenced.
-    fn uninstall(&mut self, launch: LaunchId, moving: &Move, context: &mut Context<'_>) {
-        let number = self.next_number();
-        let Some(placed) = self.table.applications.get(&launch) else { return };
-        let was_there = placed.overseer == moving.overseer || placed.left.iter().any(|left| left.overseer == moving.overseer);
-        if moving.overseer != moving.to && !was_there {
-            context.send_reliable(Message::to(moving.to, UninstallArmor { name: placed.spec.name.clone(), number }));
-        }
+        self.moved_away(answer.launch, context);
     }
 
     /// A node has not taken an application over: the next one is tried.
@@ -565,10 +578,12 @@ impl AppPlacement {
         if answered == Answered::No && !moving.installing && moving.overseer != placed.overseer {
             placed.leave_behind(Left { node: moving.to, overseer: moving.overseer, below });
         } else {
-            self.uninstall(launch, &moving, context);
+            self.uninstall_unless_used(moving.overseer, moving.to, launch, context);
         }
         let told = Event::new("take-over-failed").with("service", service).with("node", self.table.name_of(moving.to));
         context.event(told.with("reason", reason));
+        // What it held for it may have been used up.
+        self.end_holds(launch, |_, hold| hold.node == moving.to, context);
         let mut tried = moving.tried;
         tried.insert(moving.to);
         self.attempt(launch, moving.failed_at_ms, tried, context);

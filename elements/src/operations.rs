@@ -1,6 +1,7 @@
 //! The operations of the elements in this crate, with the thesis's names (see NAMES.md).
 
 mod application;
+mod elsewhere;
 mod health;
 mod lease;
 mod placement;
@@ -15,6 +16,7 @@ use armor_proto::ids::{ArmorId, ConnectionId, Incarnation};
 use serde::{Deserialize, Serialize};
 
 pub use application::{ApplicationSpec, ApplicationState, OnDivergence, Policy, check_name};
+pub use elsewhere::{HoldState, HoldTold, StandbyElsewhere};
 pub use health::Health;
 pub use lease::since_boot;
 pub use placement::{Labels, LaunchId, PlacedAddress, Placement, check_labels};
@@ -109,6 +111,12 @@ armor_proto::operations! { ELEMENT_OPERATIONS;
     0x0136 MSG_APP_IS_OVER => pub struct AppIsOver { name: String }
     /// A supervised application hangs (thesis §3.3.2): it is to be killed, or of a server of several processes the stopped ones. Inside the overseer's ARMOR.
     0x0138 MSG_APP_HUNG => pub struct AppHung { name: String, incarnation: Incarnation, processes: Vec<u32>, why: String, silent_ms: u64 }
+    /// Hold a standby of an application that runs on another node. Idempotent; a later order for the same launch has a greater `number`.
+    0x0139 MSG_APP_HOLD => pub struct AppHold { spec: ApplicationSpec, launch: LaunchId, number: u64 }
+    /// It need not be held any more: what was ordered by this number, or before, is ended.
+    0x013a MSG_APP_HOLD_END => pub struct AppHoldEnd { launch: LaunchId, number: u64 }
+    /// All that an overseer holds for other nodes, at each change and when its daemon registers; `revision` grows. What it refuses is named once. Goes to the FTM.
+    0x013b MSG_APP_HOLDS => pub struct AppHolds { overseer: ArmorId, node: String, revision: u64, holds: Vec<HoldTold> }
     /// A standby of a supervised application has started: its first bind is to be held. Inside the overseer's ARMOR.
     0x013c MSG_APP_STANDBY_STARTED => pub struct AppStandbyStarted { name: String, instance: u64 }
     /// A standby has come to its bind. Inside the overseer's ARMOR.

@@ -169,12 +169,13 @@ impl Launch {
         let mut client = Client::attach(&daemon)?;
         let overseer = if self.execution_armor { install(&mut client, &daemon, &name)?.armor } else { daemon.armor() };
         let is_client = spec.reattach.is_some();
+        let elsewhere = spec.standby_elsewhere.0.into();
         client.send(overseer, AppLaunch { spec })?;
         let launched: AppLaunched = client.wait(Duration::from_secs(10)).with_context(|| format!("{name} on {}", daemon.name))?;
         if !launched.error.is_empty() {
             bail!("{name} cannot be launched on {}: {}", daemon.name, launched.error);
         }
-        let mut watch = Watch { client, overseer, name: &name, log: None, is_client };
+        let mut watch = Watch { client, overseer, name: &name, log: None, is_client, elsewhere };
         let seen = if wait.is_zero() { watch.look()? } else { watch.until_it_serves(wait)? };
         let log = watch.log.map_or_else(|| "unknown".to_owned(), |log| log.display().to_string());
         let addresses = if seen.addresses.is_empty() { String::new() } else { format!(", serves {}", seen.addresses.join(", ")) };
@@ -182,8 +183,9 @@ impl Launch {
         let patience = wait.as_secs_f64();
         if wait.is_zero() || seen.serves() {
             let (all, warning) = if wait.is_zero() { (None, None) } else { seen.standbys.told(&name, patience) };
-            output::print(&all.unwrap_or_default())?;
-            if let Some(warning) = warning {
+            let (elsewhere, too_few) = if wait.is_zero() { (None, None) } else { seen.elsewhere.told(&name, patience) };
+            output::print(&format!("{}{}", all.unwrap_or_default(), elsewhere.unwrap_or_default()))?;
+            for warning in warning.into_iter().chain(too_few) {
                 eprintln!("armor: {warning}");
             }
             return Ok(ExitCode::SUCCESS);
@@ -289,6 +291,8 @@ struct Watch<'a> {
     log: Option<PathBuf>,
     /// It need not serve anything, and may be done by now.
     is_client: bool,
+    /// So many other nodes are to hold a standby.
+    elsewhere: u64,
 }
 
 /// What a look at it has shown.
@@ -298,6 +302,7 @@ struct Seen {
     /// Why it is not ready, while it is not.
     unready: Option<String>,
     standbys: standby::Seen,
+    elsewhere: standby::Elsewhere,
 }
 
 impl Seen {
@@ -315,7 +320,7 @@ impl Watch<'_> {
         let deadline = Instant::now() + patience;
         loop {
             let seen = self.look()?;
-            if seen.serves() && seen.standbys.settled() || Instant::now() > deadline {
+            if seen.serves() && seen.standbys.settled() && seen.elsewhere.settled() || Instant::now() > deadline {
                 return Ok(seen);
             }
             std::thread::sleep(Duration::from_millis(50));
@@ -329,6 +334,9 @@ impl Watch<'_> {
         // Another node may have a service of the same name.
         let own = addresses.filter(|row| row["service"] == self.name && row["armor"].as_str().is_none_or(|armor| armor == overseer));
         let own: Vec<String> = own.map(|row| text(&row["address"])).collect();
+        let mut placed = statuses.get(&ArmorId::FTM).into_iter().flat_map(|ftm| entries(&element(ftm, "app_placement")["applications"]));
+        let placed = placed.find(|row| row["name"] == self.name && row["armor"].as_str().is_none_or(|armor| armor == overseer));
+        let elsewhere = standby::Elsewhere::of(placed.unwrap_or(&Value::Null), self.elsewhere);
         let overseer = statuses.get(&self.overseer);
         let readiness = overseer.map_or(&Value::Null, |status| &element(status, "APP_COMM_SERVER")["readiness"][self.name]);
         let unready = (readiness["ready"] != true).then(|| text(&readiness["heard"]));
@@ -348,7 +356,7 @@ impl Watch<'_> {
                 );
             }
         }
-        Ok(Seen { addresses: own, unready, standbys })
+        Ok(Seen { addresses: own, unready, standbys, elsewhere })
     }
 }
 

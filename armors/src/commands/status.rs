@@ -124,7 +124,8 @@ fn applications(survey: &Survey) -> Table {
 
 fn standbys(survey: &Survey) -> Table {
     let mut table = Table::new(&["APPLICATION", "ARMOR", "STATE", "PID"]);
-    for (found, row) in rows(survey, "app_oversight", "applications") {
+    // Those for applications of other nodes too.
+    for (found, row) in rows(survey, "app_oversight", "applications").chain(rows(survey, "app_oversight", "holds")) {
         for instance in entries(&row["standbys"]["instances"]) {
             table.row([text(&row["name"]), found.name.clone(), text(&instance["state"]), text(&instance["pid"])]);
         }

@@ -273,9 +273,7 @@ impl AppCommClient {
         let waits = |id: &ConnectionId| ends.get(id).is_some_and(|client| client.port.end.can_reattach() && !client.is_attached());
         let found = match policy {
             ReattachPolicy::Replay => places.lost.front().copied().flatten().filter(waits),
-            ReattachPolicy::Resume => {
-                places.lost.iter().flatten().copied().find(waits)
-            }
+            ReattachPolicy::Resume => places.lost.iter().flatten().copied().find(waits),
         };
         match found {
             Some(id) => self.reattach(id, asked, context),

@@ -137,6 +137,7 @@ impl AppOversight {
             is_running.then(|| kill_group(application.pid, Signal::KILL));
             application.standbys.pids().for_each(|pid| kill_group(pid, Signal::KILL));
         }
+        self.kill_all_holds(context);
         let took = since_boot().saturating_sub(now);
         let told = Event::new("node-isolated").with("node", &self.node).with("stopped", names.join(" "));
         context.event(told.with("late_ms", late.as_millis()).with("kill_us", took.as_micros()));

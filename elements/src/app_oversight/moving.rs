@@ -28,7 +28,7 @@ impl AppOversight {
         }
     }
 
-    pub(super) fn report_all(&self, context: &mut Context<'_>) {
+    pub(super) fn report_all(&mut self, context: &mut Context<'_>) {
         // What was stopped could not be taken over here yet, and would go elsewhere. All is told when there is a lease.
         if self.isolation.is_isolated() {
             return;
@@ -43,6 +43,7 @@ impl AppOversight {
         for name in self.applications.keys() {
             self.report(name, context);
         }
+        self.tell_holds(context);
     }
 
     /// Tells the FTM how an application is doing.
@@ -103,6 +104,7 @@ impl AppOversight {
             restarts: order.restarts,
             epoch: order.incarnation,
             moved_from: Some(order.moved_from.clone()).filter(|from| *from != self.node),
+            standbys: self.take_from_hold(order.launch),
             ..Application::new(spec, number, order.launch)
         };
         self.isolation.stopped.remove(&name);
@@ -110,6 +112,9 @@ impl AppOversight {
         if self.restored {
             // It may have been started just before the death of this ARMOR, without a word.
             self.end_leftovers(&name, context);
+        }
+        if self.release_standby(&name, context) {
+            return Ok(());
         }
         self.spawn(&name, context).map(drop).inspect_err(|error| {
             context.event(Event::new("application-not-started").with("service", &name).with("reason", error));
@@ -145,6 +150,8 @@ impl AppOversight {
             self.isolation.stopped.remove(&fence.name);
             context.state_changed();
         }
+        // Its order came before: where an application is fenced none is held before that is done.
+        self.kill_hold(fence.launch, context);
         let done = AppFenceDone { launch: fence.launch, overseer: context.armor() };
         context.send_reliable(Message::to(ArmorId::FTM, done));
     }

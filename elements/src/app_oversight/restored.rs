@@ -14,6 +14,7 @@ use armor_vault::Exited;
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
+use super::holding::Hold;
 use super::standby::{Instance, Standbys};
 use super::{AppOversight, Application, kill_group, pid_of};
 use crate::endpoints::{Stat, watch_process};
@@ -54,6 +55,9 @@ struct CapturedElement {
     /// Applications that were stopped because the node was isolated.
     #[serde(default)]
     isolated: Vec<Captured>,
+    /// Standbys of applications that run on other nodes.
+    #[serde(default)]
+    holds: Vec<Hold>,
 }
 
 impl AppOversight {
@@ -74,13 +78,15 @@ impl AppOversight {
         };
         let applications = self.applications.values().map(captured).collect();
         let isolated = self.isolation.stopped.values().map(captured).collect();
-        rmp_serde::to_vec(&CapturedElement { applications, leaving: self.leaving.clone(), isolated }).ok()
+        let holds = self.holds.values().cloned().collect();
+        rmp_serde::to_vec(&CapturedElement { applications, leaving: self.leaving.clone(), isolated, holds }).ok()
     }
 
     pub(super) fn take_back(&mut self, state: &[u8]) -> Result<(), String> {
         let captured: CapturedElement = rmp_serde::from_slice(state).map_err(|error| error.to_string())?;
         self.leaving = captured.leaving;
         self.restored = true;
+        self.holds = captured.holds.into_iter().map(|hold| (hold.launch, hold)).collect();
         for captured in captured.applications {
             let taken = self.application_of(captured);
             self.applications.insert(taken.spec.name.clone(), taken);
@@ -108,6 +114,7 @@ impl AppOversight {
             self.end_orphans(context);
         }
         self.take_up_standbys(context);
+        self.take_up_holds(context);
         let known: Vec<_> = self.applications.values().map(|app| (app.spec.name.clone(), app.state, app.pid, app.born)).collect();
         for (name, state, pid, born) in known {
             match state {
@@ -186,7 +193,7 @@ impl AppOversight {
     /// A process that was started just before the death of the ARMOR, so that its number was never captured.
     pub(super) fn end_leftovers(&self, name: &str, context: &mut Context<'_>) {
         let known = self.applications.get(name).map(Application::known_instances).unwrap_or_default();
-        let known: Vec<_> = known.iter().map(u64::to_string).collect();
+        let known: Vec<_> = known.into_iter().chain(self.held_instances(name)).map(|number| number.to_string()).collect();
         self.kill_started_here(context, |service, instance| {
             service == name.as_bytes() && !known.iter().any(|known| known.as_bytes() == instance)
         });

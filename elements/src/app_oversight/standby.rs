@@ -53,7 +53,7 @@ impl Instance {
 
 /// What becomes of an application's standbys after one of them has ended.
 #[derive(Debug, PartialEq, Eq)]
-enum After {
+pub(super) enum After {
     /// Another one is started, but not before that.
     Pause(Duration),
     /// None is started any more: this program must not have one.
@@ -80,6 +80,69 @@ pub(super) struct Standbys {
 }
 
 impl Standbys {
+    /// Those of an application that runs on another node: nothing here competes with them.
+    pub(super) fn held_for_another_node() -> Standbys {
+        Standbys { flows: true, ..Standbys::default() }
+    }
+
+    /// The application runs here from now on: a recovery, in which no further standby is started.
+    pub(super) fn taken_over(self) -> Standbys {
+        Standbys { flows: false, pausing: false, ..self }
+    }
+
+    pub(super) fn one_waits(&self) -> bool {
+        self.instances.iter().any(|instance| instance.held)
+    }
+
+    pub(super) fn has(&self, number: u64) -> bool {
+        self.numbers().any(|own| own == number)
+    }
+
+    pub(super) fn numbers(&self) -> impl Iterator<Item = u64> {
+        self.instances.iter().map(|instance| instance.number)
+    }
+
+    pub(super) fn push(&mut self, instance: Instance) {
+        self.instances.push(instance);
+    }
+
+    pub(super) fn take_all(&mut self) -> Vec<Instance> {
+        std::mem::take(&mut self.instances)
+    }
+
+    pub(super) fn pause_is_over(&mut self) {
+        self.pausing = false;
+    }
+
+    /// In a new life of the ARMOR: those that live.
+    pub(super) fn still_alive(&mut self) -> Vec<Instance> {
+        self.instances.retain(Instance::is_alive);
+        self.instances.clone()
+    }
+
+    /// A process has ended: what comes of that, and how it ended, when it was one of these. It is told.
+    pub(super) fn lost(
+        &mut self,
+        name: &str,
+        pid: u32,
+        status: Option<&ExitStatus>,
+        shortest: Duration,
+        context: &mut Context<'_>,
+    ) -> Option<(After, String)> {
+        let at = self.instances.iter().position(|instance| instance.pid == pid)?;
+        let instance = self.instances.remove(at);
+        forget(name, &instance, context);
+        let how = status.map_or_else(|| "ended, and nobody knows how".to_owned(), ToString::to_string);
+        let exited = status.and_then(ExitStatus::code).map(|_| how.as_str());
+        let told = |what: &str| Event::new(what).with("service", name).with("pid", pid).with("how", &how);
+        let after = self.ended(&instance, exited, shortest, Instant::now());
+        match after {
+            After::Never => context.event(told("standby-ended-early")),
+            After::Pause(pause) => context.event(told("standby-failed").with("pause_ms", pause.as_millis())),
+        }
+        Some((after, how))
+    }
+
     pub(super) fn pids(&self) -> impl Iterator<Item = u32> {
         self.instances.iter().map(|instance| instance.pid)
     }
@@ -98,7 +161,7 @@ impl Standbys {
     }
 
     /// One more is to be started now.
-    fn lacks_one(&self, wanted: StandbyCount) -> bool {
+    pub(super) fn lacks_one(&self, wanted: StandbyCount) -> bool {
         let others_wait = self.instances.iter().all(|instance| instance.held);
         self.flows && !self.pausing && self.given_up.is_none() && others_wait && self.instances.len() < wanted.0 as usize
     }
@@ -110,7 +173,7 @@ impl Standbys {
     }
 
     /// It has come to its bind: `false` when that is known, or it is none of these.
-    fn held(&mut self, number: u64, now: Instant) -> bool {
+    pub(super) fn held(&mut self, number: u64, now: Instant) -> bool {
         let Some(instance) = self.instances.iter_mut().find(|instance| instance.number == number) else { return false };
         instance.since = instance.since.or(Some(now));
         !std::mem::replace(&mut instance.held, true)
@@ -141,7 +204,7 @@ impl Application {
     /// Numbers of its instances that may live.
     pub(super) fn known_instances(&self) -> Vec<u64> {
         let running = (self.state == ApplicationState::Running).then_some(self.instance);
-        running.into_iter().chain(self.standbys.instances.iter().map(|instance| instance.number)).collect()
+        running.into_iter().chain(self.standbys.numbers()).collect()
     }
 }
 
@@ -157,6 +220,9 @@ impl AppOversight {
 
     /// A standby has come to its bind.
     pub(super) fn standby_held(&mut self, held: &AppStandbyHeld, context: &mut Context<'_>) {
+        if self.hold_waits(held, context) {
+            return;
+        }
         let Some(application) = self.applications.get_mut(&held.name) else { return };
         if application.standbys.held(held.instance, Instant::now()) {
             context.state_changed();
@@ -229,20 +295,14 @@ impl AppOversight {
             forget(name, &instance, context);
             return true;
         }
+        if self.held_ended(pid, status, context) {
+            return true;
+        }
         let Some(application) = self.applications.get_mut(name) else { return false };
-        let Some(at) = application.standbys.instances.iter().position(|instance| instance.pid == pid) else { return false };
-        let instance = application.standbys.instances.remove(at);
-        forget(name, &instance, context);
-        let how = status.map_or_else(|| "ended, and nobody knows how".to_owned(), ToString::to_string);
-        let exited = status.and_then(ExitStatus::code).map(|_| how.as_str());
         let shortest = Duration::from_millis(application.spec.backoff_ms);
-        let told = |what: &str| Event::new(what).with("service", name).with("pid", pid).with("how", &how);
-        match application.standbys.ended(&instance, exited, shortest, Instant::now()) {
-            After::Never => context.event(told("standby-ended-early")),
-            After::Pause(pause) => {
-                context.event(told("standby-failed").with("pause_ms", pause.as_millis()));
-                self.start_standby_after(name, pause, context);
-            }
+        let Some((after, _)) = application.standbys.lost(name, pid, status, shortest, context) else { return false };
+        if let After::Pause(pause) = after {
+            self.start_standby_after(name, pause, context);
         }
         true
     }
@@ -250,7 +310,12 @@ impl AppOversight {
     /// The application is not to run any more, and so are its standbys: SIGTERM, and after a while SIGKILL. Their binds are held to their end.
     pub(super) fn end_standbys(&mut self, name: &str, context: &mut Context<'_>) {
         let Some(application) = self.applications.get_mut(name) else { return };
-        let ending = std::mem::take(&mut application.standbys.instances);
+        let ending = application.standbys.take_all();
+        self.end_instances(ending, context);
+    }
+
+    /// SIGTERM, and after a while SIGKILL. Their binds are held to their end.
+    pub(super) fn end_instances(&mut self, ending: Vec<Instance>, context: &mut Context<'_>) {
         if ending.is_empty() {
             return;
         }
@@ -279,8 +344,7 @@ impl AppOversight {
         let names: Vec<String> = self.applications.keys().cloned().collect();
         for name in names {
             let Some(application) = self.applications.get_mut(&name) else { continue };
-            application.standbys.instances.retain(Instance::is_alive);
-            let instances = application.standbys.instances.clone();
+            let instances = application.standbys.still_alive();
             // Before any of them can ask again.
             for Instance { number, pid, .. } in instances {
                 context.send_to(context.armor(), AppStandbyStarted { name: name.clone(), instance: number });

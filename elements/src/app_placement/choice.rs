@@ -14,12 +14,14 @@ pub(super) struct Candidate<'a> {
     pub(super) labels: &'a Labels,
     /// It is where the application was.
     pub(super) home: bool,
+    /// It holds a standby of the application that waits.
+    pub(super) waits: bool,
     /// Applications that run there, and those of them that are of its group.
     pub(super) applications: usize,
     pub(super) of_group: usize,
 }
 
-/// The best node, if there is one: what a service requires is kept to, then its own node, then the order of those that it prefers, then few
+/// The best node, if there is one: what a service requires is kept to, then a standby that waits, then its own node, then the order of those that it prefers, then few
 /// neighbours, of its group first. Names decide the rest, so that the same network gives the same choice.
 pub(super) fn choose(placement: &Placement, candidates: &[Candidate<'_>]) -> Option<ArmorId> {
     let preference = |candidate: &Candidate<'_>| placement.nodes.iter().position(|name| name == candidate.name);
@@ -30,7 +32,14 @@ pub(super) fn choose(placement: &Placement, candidates: &[Candidate<'_>]) -> Opt
     };
     let rank = |candidate: &&Candidate<'_>| {
         let preference = preference(candidate).unwrap_or(usize::MAX);
-        (Reverse(candidate.home), preference, candidate.of_group, candidate.applications, candidate.name.to_owned())
+        (
+            Reverse(candidate.waits),
+            Reverse(candidate.home),
+            preference,
+            candidate.of_group,
+            candidate.applications,
+            candidate.name.to_owned(),
+        )
     };
     candidates.iter().filter(fits).min_by_key(rank).map(|candidate| candidate.node)
 }
@@ -73,11 +82,29 @@ mod tests {
                     name,
                     labels,
                     home,
+                    waits: false,
                     applications,
                     of_group,
                 })
                 .collect();
             assert_eq!(choose(&placement(keys), &candidates), expected.map(ArmorId::of_name), "{keys:?} {rows:?}");
         }
+    }
+
+    #[test]
+    fn a_node_whose_standby_waits_is_chosen_before_all_others_that_fit() {
+        let labels = Labels::new();
+        let candidate = |name, waits, home| Candidate {
+            node: ArmorId::of_name(name),
+            name,
+            labels: &labels,
+            home,
+            waits,
+            applications: 0,
+            of_group: 0,
+        };
+        let nodes = [candidate("x", false, true), candidate("y", false, false), candidate("z", true, false)];
+        assert_eq!(choose(&placement("nodes = [\"y\"]"), &nodes), Some(ArmorId::of_name("z")));
+        assert_eq!(choose(&placement("nodes = [\"y\"]\nonly_preferred = true"), &nodes), Some(ArmorId::of_name("x")));
     }
 }

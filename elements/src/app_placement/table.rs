@@ -7,6 +7,7 @@ use armor_proto::ids::{ArmorId, Incarnation, MessageId};
 use serde::{Deserialize, Serialize};
 
 use super::choice::{Candidate, choose};
+use super::holders::Holders;
 use crate::operations::{ApplicationSpec, ApplicationState, Labels, LaunchId, PlacedAddress};
 
 /// Incarnations that an application may come to by itself before it has to be moved again: ten restarts a minute for four days.
@@ -47,6 +48,9 @@ pub(super) struct Placed {
     /// The last message that registered each of its addresses.
     #[serde(default)]
     pub(super) registered: BTreeMap<Endpoint, MessageId>,
+    /// Its standbys on other nodes.
+    #[serde(default)]
+    pub(super) elsewhere: Holders,
 }
 
 /// A move under way.
@@ -77,6 +81,11 @@ impl Placed {
         self.overseer != self.node
     }
 
+    /// The ARMOR that oversees it on a node of this name.
+    pub(super) fn overseer_on(&self, node: ArmorId, name: &str) -> ArmorId {
+        if self.has_own_armor() { ArmorId::of_name(&format!("{name}/{}", self.spec.name)) } else { node }
+    }
+
     /// An incarnation beyond all that it can have come to where it was.
     pub(super) fn next_epoch(&self) -> Incarnation {
         let base = self.incarnation.0 / ROOM * ROOM;
@@ -94,9 +103,15 @@ impl Table {
     /// A node for an application whose own has failed.
     pub(super) fn choose(&self, launch: LaunchId, tried: &BTreeSet<ArmorId>) -> Option<ArmorId> {
         let placed = self.applications.get(&launch)?;
+        choose(&placed.spec.placement, &self.candidates(launch, |node| tried.contains(&node))?)
+    }
+
+    /// Nodes that are there and may have an application, without those that are to be skipped.
+    pub(super) fn candidates(&self, launch: LaunchId, skip: impl Fn(ArmorId) -> bool) -> Option<Vec<Candidate<'_>>> {
+        let placed = self.applications.get(&launch)?;
         let group = placed.spec.placement.spread.as_ref();
         let mut candidates = Vec::new();
-        for (&node, Node { name, labels, .. }) in self.nodes.iter().filter(|(node, known)| !known.failed && !tried.contains(node)) {
+        for (&node, Node { name, labels, .. }) in self.nodes.iter().filter(|(node, known)| !known.failed && !skip(**node)) {
             let others =
                 self.applications.iter().filter(|(other, app)| **other != launch && app.node == node && app.state.is_meant_to_run());
             let there: Vec<_> = others.map(|(_, app)| &app.spec).collect();
@@ -104,10 +119,20 @@ impl Table {
             if there.iter().any(|spec| spec.name == placed.spec.name) {
                 continue;
             }
+            // A standby may have to run there as well.
+            let held = self.applications.iter().filter(|(other, app)| **other != launch && app.elsewhere.is_held_on(node));
+            let there: Vec<_> = there.into_iter().chain(held.map(|(_, app)| &app.spec)).collect();
             let of_group = there.iter().filter(|spec| group.is_some() && spec.placement.spread.as_ref() == group).count();
-            candidates.push(Candidate { node, name, labels, home: node == placed.node, applications: there.len(), of_group });
+            let (home, waits) = (node == placed.node, placed.elsewhere.waits_on(node));
+            candidates.push(Candidate { node, name, labels, home, waits, applications: there.len(), of_group });
         }
-        choose(&placed.spec.placement, &candidates)
+        Some(candidates)
+    }
+
+    /// The greatest number that was given to an attempt or an order.
+    pub(super) fn last_number(&self) -> u64 {
+        let of = |placed: &Placed| placed.moving.as_ref().map_or(0, |moving| moving.attempt).max(placed.elsewhere.last_number);
+        self.applications.values().map(of).max().unwrap_or(0)
     }
 
     pub(super) fn name_of(&self, node: ArmorId) -> String {

@@ -1,10 +1,15 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+#[path = "holders_tests.rs"]
+mod holders;
+
 use super::*;
 use armor_core::context::{Effect, Effects};
 use armor_proto::ids::Incarnation;
 use armor_proto::message::downcast;
 use armor_proto::operation::Operation;
+
+use crate::operations::StandbyElsewhere;
 
 /// The element between nodes a, b and c, with what it has sent and told.
 struct Bench {
@@ -13,6 +18,8 @@ struct Bench {
     effects: Effects,
     /// The launch that reports speak of.
     launch: LaunchId,
+    /// What its application wants.
+    elsewhere: StandbyElsewhere,
 }
 
 const LAUNCH: LaunchId = LaunchId(7);
@@ -41,7 +48,7 @@ fn registered(armor: &str) -> AppRegisterServer {
 impl Bench {
     fn new() -> Bench {
         let element = AppPlacement::new(Config::default(), &setup()).unwrap();
-        let mut bench = Bench { element, setup: setup(), effects: Effects::new(), launch: LAUNCH };
+        let mut bench = Bench { element, setup: setup(), effects: Effects::new(), launch: LAUNCH, elsewhere: StandbyElsewhere(0) };
         for name in ["a", "b", "c"] {
             bench.there(name, &[]);
         }
@@ -72,6 +79,7 @@ impl Bench {
         let spec = serde_json::json!({ "name": "web", "command": ["web"] });
         let mut spec: crate::operations::ApplicationSpec = serde_json::from_value(spec).unwrap();
         spec.placement = toml::from_str(placement).unwrap();
+        spec.standby_elsewhere = self.elsewhere;
         let (overseer, at) = (node(armor), armor.split('/').next().unwrap().to_owned());
         let incarnation = Incarnation(incarnation);
         let report = AppReport { overseer, node: at, launch: self.launch, spec, incarnation, restarts: 3, state };

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Health, Placement, ReadyQuestion, ReattachSpec, StandbyCount};
+use super::{Health, Placement, ReadyQuestion, ReattachSpec, StandbyCount, StandbyElsewhere};
 
 /// How a service recovers its connections: where a new process takes them up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
@@ -79,6 +79,9 @@ pub struct ApplicationSpec {
     /// Further instances that are started ahead and wait inside their first `bind` for the failure of the running one.
     #[serde(default)]
     pub standby: StandbyCount,
+    /// Other nodes that hold one more such instance, for the failure of its own node.
+    #[serde(default)]
+    pub standby_elsewhere: StandbyElsewhere,
     /// Where it may run when its node fails.
     #[serde(default)]
     pub placement: Placement,
@@ -108,6 +111,7 @@ impl ApplicationSpec {
         if let Err((key, reason)) = self.placement.check() {
             return Err((format!("placement.{key}"), format!("placement.{key}: {reason}")));
         }
+        self.standby_elsewhere.check(&self.placement).map_err(|(key, reason)| (key.to_owned(), reason))?;
         if let Err((key, reason)) = self.health.check() {
             return Err((format!("health.{key}"), format!("health.{key}: {reason}")));
         }

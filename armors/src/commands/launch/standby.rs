@@ -1,7 +1,9 @@
-//! `armor launch --standby N`: instances that wait for the failure of the running one.
+//! `armor launch --standby N --standby-elsewhere N`: instances that wait for the failure of the running one, or of its node.
 
-use armor_elements::operations::{ApplicationSpec, StandbyCount};
+use armor_elements::operations::{ApplicationSpec, StandbyCount, StandbyElsewhere};
 use serde_json::Value;
+
+use crate::survey::{entries, text};
 
 /// Options of `armor launch`.
 #[derive(clap::Args)]
@@ -10,12 +12,18 @@ pub(super) struct StandbyOptions {
     /// that takes locks, opens its store or starts workers before it binds [default: 0]
     #[arg(long, value_name = "N")]
     standby: Option<u32>,
+    /// Have so many other nodes hold one more such instance each: when the server's own node fails, it takes over there [default: 0]
+    #[arg(long, value_name = "N")]
+    standby_elsewhere: Option<u32>,
 }
 
 impl StandbyOptions {
     pub(super) fn apply(&self, spec: &mut ApplicationSpec) {
         if let Some(standby) = self.standby {
             spec.standby = StandbyCount(standby);
+        }
+        if let Some(elsewhere) = self.standby_elsewhere {
+            spec.standby_elsewhere = StandbyElsewhere(elsewhere);
         }
     }
 }
@@ -69,6 +77,62 @@ impl Seen {
     }
 }
 
+/// How those on other nodes are doing.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Elsewhere {
+    wanted: u64,
+    waiting: u64,
+    /// No node is left for one more.
+    lacking: bool,
+    /// Nodes that did not take one.
+    unfit: Vec<String>,
+}
+
+impl Elsewhere {
+    /// From the application's row in the status of the FTM's placement, which may not know of it yet.
+    pub(super) fn of(row: &Value, wanted: u64) -> Elsewhere {
+        let standbys = &row["standbys_elsewhere"];
+        Elsewhere {
+            wanted,
+            waiting: entries(&standbys["instances"]).iter().filter(|instance| instance["state"] == "waiting").count() as u64,
+            lacking: standbys["lacking"] == true,
+            unfit: entries(&standbys["unfit"]).iter().map(text).collect(),
+        }
+    }
+
+    /// All wait, or no node is left for one.
+    pub(super) fn settled(&self) -> bool {
+        self.waiting >= self.wanted || self.lacking
+    }
+
+    /// As of those on its own node.
+    pub(super) fn told(&self, name: &str, patience: f64) -> (Option<String>, Option<String>) {
+        let Elsewhere { wanted, waiting, lacking, unfit } = self;
+        if waiting >= wanted {
+            let nodes =
+                if *wanted == 1 { "1 standby waits on another node".to_owned() } else { format!("{wanted} standbys wait on other nodes") };
+            return ((*wanted > 0).then(|| format!("{name}: {nodes}\n")), None);
+        }
+        let refused = if unfit.is_empty() {
+            String::new()
+        } else {
+            format!(" Not on {}: `armor events` says why (standby-refused, standby-ended-early).", unfit.join(", "))
+        };
+        let warning = if *lacking {
+            format!(
+                "{waiting} of {wanted} standbys of {name} wait on other nodes, and no other node is there that may have one: add one with `armor up --node`, \
+                 or look at [placement].{refused} {name} serves; a node that comes is asked."
+            )
+        } else {
+            format!(
+                "{waiting} of {wanted} standbys of {name} wait on other nodes after {patience} s; {name} serves. Give one that starts slowly longer \
+                 with --wait.{refused}"
+            )
+        };
+        (None, Some(warning))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -84,6 +148,25 @@ mod tests {
         assert!(!seen(&[], None).settled() && !seen(&["waiting", "starting"], None).settled());
         assert!(seen(&["waiting", "waiting"], None).settled() && seen(&[], Some("exit status: 1")).settled());
         assert!(Seen::of(&json!({ "standbys": null })).settled(), "none is wanted");
+    }
+
+    #[test]
+    fn the_operator_is_told_of_other_nodes_too() {
+        let seen = |states: &[&str], lacking: bool, unfit: &[&str]| {
+            let instances: Vec<_> = states.iter().map(|state| json!({ "node": "b", "state": state })).collect();
+            Elsewhere::of(&json!({ "standbys_elsewhere": { "instances": instances, "lacking": lacking, "unfit": unfit } }), 1)
+        };
+        let none = Elsewhere::of(&Value::Null, 0);
+        assert!(none.settled() && none.told("web", 1.0) == (None, None), "none is wanted");
+        assert!(!Elsewhere::of(&Value::Null, 1).settled(), "the FTM has yet to hear of it");
+        let waits = seen(&["waiting"], false, &[]);
+        assert!(waits.settled() && waits.told("web", 1.0) == (Some("web: 1 standby waits on another node\n".to_owned()), None));
+        let starts = seen(&["starting"], false, &[]);
+        let late = starts.told("web", 1.0).1;
+        assert!(!starts.settled() && late.is_some_and(|told| told.starts_with("0 of 1 standbys of web wait on other nodes after 1 s")));
+        let none = seen(&[], true, &["b"]);
+        let said = none.told("web", 1.0).1.unwrap_or_default();
+        assert!(none.settled() && said.contains("no other node is there") && said.contains("Not on b"), "{said}");
     }
 
     #[test]
