@@ -187,7 +187,7 @@ enum Event {
 const NODES: [&str; 5] = ["a", "b", "c", "d", "e"];
 
 /// Nodes other than the application's fail, come back and lose their memory, standbys die, the FTM is killed, messages overtake each other and come twice.
-/// In the end as many nodes as are wanted hold one standby each, and no other node any.
+/// In the end as many nodes as are wanted, and have not refused it, hold one standby each, and no other node any.
 fn schedule(seed: u64) {
     let mut random = StdRng::seed_from_u64(seed);
     let wanted = random.random_range(1..=3);
@@ -210,6 +210,7 @@ fn schedule(seed: u64) {
         for (to, end) in bench.sent::<AppHoldEnd>() {
             way.push_back(Event::End(NODES.into_iter().find(|name| node(name) == to).unwrap(), end));
         }
+        bench.effects.clear();
         let settling = step >= steps;
         if step == steps {
             // Everything is there, and says so.
@@ -252,6 +253,9 @@ fn schedule(seed: u64) {
                 }
             }
             _ => {
+                if way.is_empty() && settling {
+                    break;
+                }
                 if way.is_empty() {
                     continue;
                 }
@@ -291,7 +295,10 @@ fn schedule(seed: u64) {
     let placed = &bench.element.table.applications[&LAUNCH];
     let known: BTreeSet<(ArmorId, u64)> = placed.elsewhere.holds.iter().map(|hold| (hold.node, hold.number)).collect();
     assert_eq!(known, holders, "seed {seed}: the FTM and the overseers do not agree");
-    assert_eq!(known.len(), wanted as usize, "seed {seed}");
+    // A refusal may have come after the node was last there.
+    let status = placed.elsewhere.status(bench.elsewhere, &bench.element.table);
+    let unfit = status["unfit"].as_array().unwrap().len();
+    assert_eq!(known.len(), (NODES.len() - 1 - unfit).min(wanted as usize), "seed {seed}: {status}");
 }
 
 #[test]
