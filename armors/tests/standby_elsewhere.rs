@@ -89,8 +89,9 @@ fn takes_over(environment: &Environment, armor: &str, standby: i32) {
         let there = |row: &Value| row["armor_name"] == armor && row["pid"] == standby && row["state"] == "running";
         environment.applications().iter().any(there).then_some(())
     });
+    let pid = standby.to_string();
     assert!(
-        environment.events("standby-released").iter().any(|event| event["values"]["pid"] == standby.to_string()),
+        environment.events("standby-released").iter().any(|event| event["values"]["pid"] == pid),
         "{}",
         logs(environment)
     );
