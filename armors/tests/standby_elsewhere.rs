@@ -89,12 +89,8 @@ fn takes_over(environment: &Environment, armor: &str, standby: i32) {
         let there = |row: &Value| row["armor_name"] == armor && row["pid"] == standby && row["state"] == "running";
         environment.applications().iter().any(there).then_some(())
     });
-    let pid = standby.to_string();
-    assert!(
-        environment.events("standby-released").iter().any(|event| event["values"]["pid"] == pid),
-        "{}",
-        logs(environment)
-    );
+    let standby = standby.to_string();
+    assert!(environment.events("standby-released").iter().any(|event| event["values"]["pid"] == standby.as_str()), "{}", logs(environment));
 }
 
 fn stop(environment: &Environment) {
@@ -234,7 +230,7 @@ fn a_program_that_ends_before_its_bind_there_is_told_on_each_node_and_serves_wit
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "the service runs: {}", text(&output));
     assert!(said.contains("0 of 2 standbys of web wait on other nodes, and no other node is there"), "{said}\n{}", logs(&environment));
-    assert_eq!(environment.events("standby-ended-early").len(), 2);
+    environment.wait_for("both to be told", || (environment.events("standby-ended-early").len() == 2).then_some(()));
     let refused = environment.events("standby-refused");
     assert!(refused.iter().all(|event| event["values"]["reason"].as_str().unwrap().contains("before its bind")), "{refused:?}");
     assert_eq!((refused.len(), placed(&environment)["instances"].clone()), (2, serde_json::json!([])));

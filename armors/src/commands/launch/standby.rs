@@ -82,6 +82,8 @@ impl Seen {
 pub(super) struct Elsewhere {
     wanted: u64,
     waiting: u64,
+    /// On their way to it.
+    starting: u64,
     /// No node is left for one more.
     lacking: bool,
     /// Nodes that did not take one.
@@ -92,9 +94,13 @@ impl Elsewhere {
     /// From the application's row in the status of the FTM's placement, which may not know of it yet.
     pub(super) fn of(row: &Value, wanted: u64) -> Elsewhere {
         let standbys = &row["standbys_elsewhere"];
+        let instances = entries(&standbys["instances"]);
+        let count =
+            |states: &[&str]| instances.iter().filter(|instance| states.iter().any(|state| instance["state"] == *state)).count() as u64;
         Elsewhere {
             wanted,
-            waiting: entries(&standbys["instances"]).iter().filter(|instance| instance["state"] == "waiting").count() as u64,
+            waiting: count(&["waiting"]),
+            starting: count(&["ordered", "starting"]),
             lacking: standbys["lacking"] == true,
             unfit: entries(&standbys["unfit"]).iter().map(text).collect(),
         }
@@ -102,12 +108,12 @@ impl Elsewhere {
 
     /// All wait, or no node is left for one.
     pub(super) fn settled(&self) -> bool {
-        self.waiting >= self.wanted || self.lacking
+        self.waiting >= self.wanted || self.lacking && self.starting == 0
     }
 
     /// As of those on its own node.
     pub(super) fn told(&self, name: &str, patience: f64) -> (Option<String>, Option<String>) {
-        let Elsewhere { wanted, waiting, lacking, unfit } = self;
+        let Elsewhere { wanted, waiting, lacking, unfit, .. } = self;
         if waiting >= wanted {
             let nodes =
                 if *wanted == 1 { "1 standby waits on another node".to_owned() } else { format!("{wanted} standbys wait on other nodes") };
@@ -164,6 +170,7 @@ mod tests {
         let starts = seen(&["starting"], false, &[]);
         let late = starts.told("web", 1.0).1;
         assert!(!starts.settled() && late.is_some_and(|told| told.starts_with("0 of 1 standbys of web wait on other nodes after 1 s")));
+        assert!(!seen(&["starting"], true, &[]).settled(), "one may still come to wait");
         let none = seen(&[], true, &["b"]);
         let said = none.told("web", 1.0).1.unwrap_or_default();
         assert!(none.settled() && said.contains("no other node is there") && said.contains("Not on b"), "{said}");
