@@ -483,8 +483,8 @@ impl AppOversight {
     fn stop_application(&mut self, asked: &AppStop, context: &mut Context<'_>) {
         let asker = context.source();
         let name = asked.name.clone();
-        if self.stop_isolated(&name, context) {
-            return context.send_to(asker, AppStopped { name, error: String::new() });
+        if let Some(error) = self.stop_isolated(&name, context) {
+            return context.send_to(asker, AppStopped { name, error });
         }
         match self.applications.get_mut(&name) {
             Some(application) if application.state == ApplicationState::Running => {

@@ -162,12 +162,21 @@ impl AppOversight {
         }
     }
 
-    /// An operator ends an application for good that is stopped here already.
-    pub(super) fn stop_isolated(&mut self, name: &str, context: &mut Context<'_>) -> bool {
-        let Some(application) = self.isolation.stopped.remove(name) else { return false };
+    /// An operator ends an application for good that is stopped here already. Gives why that may not be the end of it.
+    pub(super) fn stop_isolated(&mut self, name: &str, context: &mut Context<'_>) -> Option<String> {
+        let mut application = self.isolation.stopped.remove(name)?;
+        application.state = ApplicationState::Ended;
         self.report_as(&application, ApplicationState::Ended, context);
+        self.make_room();
+        if self.applications.len() < MAX_APPLICATIONS {
+            // The FTM, which may not hear of it now, is told again whenever it is told of all that is here.
+            self.applications.entry(name.to_owned()).or_insert(application);
+        }
         context.state_changed();
-        true
+        Some(format!(
+            "{name:?} was stopped here already, when this node was isolated, and is not started here again; but the FTM may have moved it: see with \
+             `armor status` whether it runs on another node, and stop it there"
+        ))
     }
 }
 
@@ -178,7 +187,69 @@ fn may_migrate(application: &Application) -> bool {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use armor_core::context::{Effect, Effects};
+    use armor_core::element::{Element as _, Setup};
+    use armor_proto::ids::{ArmorId, Incarnation};
+    use armor_proto::message::{Message, downcast};
+
+    use super::super::Config;
     use super::*;
+    use crate::operations::{AppFence, AppOverseer, AppReport, AppStop, AppStopped, LaunchId};
+
+    /// An overseer whose node was isolated while "web" ran there.
+    fn after_an_isolation(setup: &Setup) -> AppOversight {
+        let mut element = AppOversight::new(Config::default(), setup).unwrap();
+        let spec = serde_json::from_value(serde_json::json!({ "name": "web", "command": ["web"] })).unwrap();
+        let application = Application { incarnation: Incarnation(3), ..Application::new(spec, 1, LaunchId(7)) };
+        element.isolation.stopped.insert("web".into(), application);
+        element
+    }
+
+    fn setup() -> Setup {
+        Setup { armor: ArmorId::of_name("b"), name: "b".into(), kind: "daemon".into(), run_dir: "/nowhere".into() }
+    }
+
+    fn sent<O: armor_proto::operation::Operation + Clone>(effects: &Effects) -> Vec<O> {
+        let sent = effects.iter().filter_map(|effect| {
+            let (Effect::Send(message) | Effect::SendReliable(message)) = effect else { return None };
+            downcast::<O>(message.top()?.operations.front()?).cloned()
+        });
+        sent.collect()
+    }
+
+    fn states(effects: &Effects) -> Vec<ApplicationState> {
+        sent::<AppReport>(effects).into_iter().map(|report| report.state).collect()
+    }
+
+    #[test]
+    fn whoever_stops_what_an_isolation_has_stopped_hears_that_it_may_run_elsewhere_and_the_ftm_hears_of_the_end() {
+        let (setup, mut effects) = (setup(), Effects::new());
+        let mut element = after_an_isolation(&setup);
+        let mut asked = Message::to(setup.armor, AppStop { name: "web".into() });
+        asked.source = ArmorId(9);
+        element.stop_application(&AppStop { name: "web".into() }, &mut Context::detached(&setup, Some(&mut asked), &mut effects));
+        let answers = sent::<AppStopped>(&effects);
+        assert!(answers.len() == 1 && answers[0].error.contains("another node"), "{answers:?}");
+        assert_eq!(states(&effects), [ApplicationState::Ended]);
+        // It is told again when the FTM is heard again, and not for lost.
+        effects.clear();
+        let mut next = AppOversight::new(Config::default(), &setup).unwrap();
+        next.restore(&element.capture().unwrap()).unwrap();
+        next.report_all(&mut Context::detached(&setup, None, &mut effects));
+        assert_eq!(states(&effects), [ApplicationState::Ended]);
+        assert_eq!(sent::<AppOverseer>(&effects)[0].launches, [LaunchId(7)]);
+        // It had been moved.
+        let fence = AppFence { name: "web".into(), launch: LaunchId(7), below: Incarnation(65_536), moved_to: "c".into() };
+        next.fence(&fence, &mut Context::detached(&setup, None, &mut effects));
+        assert!(next.applications.is_empty() && next.isolation.stopped.is_empty());
+    }
+
+    #[test]
+    fn what_waits_for_the_ftm_s_order_ends_with_its_node_by_the_operator_s_will() {
+        let (setup, mut effects) = (setup(), Effects::new());
+        after_an_isolation(&setup).report_leaving(&mut Context::detached(&setup, None, &mut effects));
+        assert_eq!(states(&effects), [ApplicationState::Ended]);
+    }
 
     #[test]
     fn a_lease_outlives_the_process_and_a_damaged_file_is_one_that_has_run_out() {

@@ -55,7 +55,8 @@ impl AppOversight {
 
     /// This ARMOR ends by its operator's will, and with it its applications: they are not to be started elsewhere.
     pub(super) fn report_leaving(&mut self, context: &mut Context<'_>) {
-        for application in self.applications.values().filter(|app| app.state.is_meant_to_run()) {
+        let here = self.applications.values().filter(|app| app.state.is_meant_to_run());
+        for application in here.chain(self.isolation.stopped.values()) {
             self.report_as(application, ApplicationState::Ended, context);
         }
     }
