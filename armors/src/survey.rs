@@ -79,12 +79,13 @@ impl Survey {
         Ok(Survey { armors })
     }
 
-    /// ARMORs that oversee an application of this name.
+    /// ARMORs that oversee an application of this name; where there is none, those that an isolation of their node made stop it.
     pub(crate) fn overseers(&self, application: &str) -> Vec<&Found> {
-        self.armors
-            .iter()
-            .filter(|found| found.list("app_oversight", "applications").iter().any(|row| row["name"] == application))
-            .collect()
+        let oversees = |found: &&Found| found.list("app_oversight", "applications").iter().any(|row| row["name"] == application);
+        let stopped =
+            |found: &&Found| entries(&found.element("app_oversight")["isolated"]["stopped"]).iter().any(|name| name == application);
+        let overseers: Vec<&Found> = self.armors.iter().filter(oversees).collect();
+        if overseers.is_empty() { self.armors.iter().filter(stopped).collect() } else { overseers }
     }
 }
 
@@ -113,5 +114,26 @@ fn armor_id(value: &Value) -> Option<ArmorId> {
         Value::String(text) => u64::from_str_radix(text, 16).ok().map(ArmorId),
         Value::Number(number) => number.as_u64().map(ArmorId),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_runs_an_application_comes_before_who_has_stopped_it_because_of_an_isolation() {
+        let found = |name: &str, applications: Value, stopped: Value| {
+            let state = serde_json::json!({ "applications": applications, "isolated": { "isolated": true, "stopped": stopped } });
+            let status = serde_json::json!({ "elements": { "app_oversight": { "state": state } } });
+            Found { name: name.to_owned(), armor: ArmorId::of_name(name), status: Some(status) }
+        };
+        let isolated = || found("b", Value::Array(Vec::new()), serde_json::json!(["web"]));
+        let mut survey = Survey { armors: vec![isolated()] };
+        let names =
+            |survey: &Survey, application: &str| survey.overseers(application).iter().map(|found| found.name.clone()).collect::<Vec<_>>();
+        assert_eq!((names(&survey, "web"), names(&survey, "db").len()), (vec!["b".to_owned()], 0));
+        survey.armors.push(found("c", serde_json::json!([{ "name": "web" }]), Value::Null));
+        assert_eq!(names(&survey, "web"), ["c"]);
     }
 }
