@@ -14,6 +14,8 @@
 mod accepted;
 #[path = "app_comm_client/ftm.rs"]
 mod ftm;
+#[path = "app_comm_client/look_up.rs"]
+mod look_up;
 #[path = "app_comm_client/moved.rs"]
 mod moved;
 #[path = "app_comm_client/reattach.rs"]
@@ -35,6 +37,7 @@ use armor_journal::{Bounds, Journal, Recovery};
 use armor_proto::connection::{ClientEnd, ConnectRequest, Event as EndEvent, Replay, ResetReason};
 use armor_proto::hookup::{CLIENT_SOCKET, Endpoint, Name, Reply, Request, Role};
 use armor_proto::ids::{ArmorId, ConnectionId};
+use look_up::LookUp;
 use reattach::{Application, Reattachable};
 use restored::{About, Keys, Wait};
 use serde::Deserialize;
@@ -93,7 +96,7 @@ struct Client {
     /// Not kept in the vault, so that its port is free as soon as the client has closed it.
     holder: Option<OwnedFd>,
     waiting: Option<Waiting>,
-    looked_up: bool,
+    looked_up: LookUp,
     state: State,
     pid: u32,
     /// The number that the socket had in that process when it connected.
@@ -393,7 +396,7 @@ impl AppCommClient {
             dialled: addr,
             holder: asked.socket,
             waiting: Some(waiting),
-            looked_up: false,
+            looked_up: LookUp::default(),
             state: State::Connecting,
             pid: asked.pid,
             descriptor,
@@ -434,12 +437,14 @@ impl AppCommClient {
     /// The FTM's word on where a server is now (thesis §4.2.1): asked for when the ARMOR that we knew refuses.
     fn server_info(&mut self, info: &AppServerInfo, context: &mut Context<'_>) {
         let id = ConnectionId(info.request);
+        // An answer that comes a second time speaks of a server that has yet to refuse.
         let Some(client) = self.clients.get_mut(&id) else { return };
+        if !client.looked_up.answered() {
+            return;
+        }
         match &info.row {
-            Some(_) if info.moving => {
-                // Its node has failed, and it is being started elsewhere: asked again until the deadline.
-                client.looked_up = false;
-            }
+            // Its node has failed, and it is being started elsewhere: asked again until the deadline.
+            Some(_) if info.moving => {}
             // It has moved: the connect request that is repeated by timer finds it there.
             Some(row) if (row.armor, row.incarnation) != (client.port.note.other_end, client.server.incarnation) => {
                 client.port.note.other_end = row.armor;
@@ -453,11 +458,12 @@ impl AppCommClient {
         let source = context.source();
         let id = reply.reply.connection;
         if reply.reply.errno == libc::ECONNREFUSED
-            && let Some(client) = self.clients.get_mut(&id).filter(|client| client.waiting.is_some() && !client.looked_up)
+            && let Some(client) = self.clients.get_mut(&id).filter(|client| client.waiting.is_some())
         {
             // Perhaps the table is older than the server: the FTM knows best.
-            client.looked_up = true;
-            context.send_to(ArmorId::FTM, AppLookupServerInfo { address: client.dialled, asker: context.armor(), request: id.0 });
+            if client.looked_up.refused(Instant::now()) {
+                context.send_to(ArmorId::FTM, AppLookupServerInfo { address: client.dialled, asker: context.armor(), request: id.0 });
+            }
             return;
         }
         self.with(id, context, |port, now| {

@@ -10,6 +10,7 @@ use armor_proto::hookup::{Endpoint, Name, Reply, Request, Role};
 use armor_proto::ids::ConnectionId;
 use rustix::net::sockopt;
 
+use super::look_up::LookUp;
 use super::restored::{About, Keys, Wait};
 use super::{AppCommClient, Client, State, Waiting};
 use crate::endpoints::{ApplicationSocket, Asked, Note, Port, Proxy, source_address_for, tcp};
@@ -63,7 +64,7 @@ impl AppCommClient {
             dialled: addr,
             holder: None,
             waiting: Some(Waiting::Accepted),
-            looked_up: false,
+            looked_up: LookUp::default(),
             state: State::Connecting,
             pid,
             descriptor: -1,

@@ -12,6 +12,7 @@ use armor_proto::hookup::{Endpoint, Name, Role};
 use armor_proto::ids::ConnectionId;
 use serde::{Deserialize, Serialize};
 
+use super::look_up::LookUp;
 use super::reattach::AboutReattach;
 use super::{AppCommClient, Client, State, Waiting};
 use crate::endpoints::{ApplicationSocket, Handed, Note, Pending, Port, Proxy, SpillFile, connection_config, policy};
@@ -189,8 +190,21 @@ impl AppCommClient {
         // Options that were set before are forgotten; further ones can be.
         let is_tcp = port.socket.as_ref().is_some_and(ApplicationSocket::is_tcp);
         let holder = if is_tcp { None } else { crate::endpoints::fresh_socket(name.family()).ok() };
-        let client =
-            Client { port, name, server, dialled, holder, waiting, looked_up: false, state, pid, descriptor, spilled, reattach, life: 0 };
+        let client = Client {
+            port,
+            name,
+            server,
+            dialled,
+            holder,
+            waiting,
+            looked_up: LookUp::default(),
+            state,
+            pid,
+            descriptor,
+            spilled,
+            reattach,
+            life: 0,
+        };
         self.clients.insert(id, client);
         if hung_up {
             self.found_hung_up(id, context);
