@@ -40,7 +40,12 @@ fn installed_armor() {
 fn program(directory: &Path) -> String {
     let path = directory.join("armor");
     let own = std::env::current_exe().expect("own program");
-    let script = format!("#!/bin/sh\n{ARGUMENTS}=\"$*\" exec {} --exact installed_armor --nocapture\n", own.display());
+    // Its directory is in the command line, as that of an ARMOR is: a daemon's next life knows the process by it. To the test's program it is one more name of a test.
+    let script = format!(
+        "#!/bin/sh\nfor argument; do [ \"$before\" = --run-dir ] && directory=$argument; before=$argument; done\n\
+         {ARGUMENTS}=\"$*\" exec {} --nocapture --exact installed_armor \"$directory\"\n",
+        own.display()
+    );
     // Written by another process: a program that another test is just starting would hold a copy of our descriptor, and what is open
     // for writing cannot be executed.
     let mut install = Command::new("install").args(["-m", "755", "/dev/stdin"]).arg(&path).stdin(Stdio::piped()).spawn().expect("install");
@@ -136,6 +141,11 @@ fn armors_outlive_a_crash_of_their_daemon_and_are_overseen_by_its_next_life() {
     client.send(daemon, InstallArmor { name: "x".into(), composition: "execution".into(), number: 0 });
     assert_eq!(client.receive::<ArmorReady>(WITHIN).expect("answer").error, "");
     let first = pid(&mut client, armor);
+    // Without a vault the file is all that its next life knows of it.
+    eventually("what it has installed is on disk", || {
+        let written = client.status(daemon)["elements"]["state_capture"]["state"]["file"]["unwritten"] == 0;
+        written.then_some(())
+    });
 
     process.kill().expect("kill");
     process.wait().expect("wait");
