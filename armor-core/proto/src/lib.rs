@@ -13,3 +13,5 @@ pub mod ids;
 pub mod message;
 pub mod operation;
 pub mod reliable;
+#[cfg(feature = "secure")]
+pub mod secure;

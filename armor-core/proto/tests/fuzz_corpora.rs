@@ -12,6 +12,9 @@ use bytes::BytesMut;
 
 #[path = "../../../fuzz/fuzz_targets/marks/conversation.rs"]
 mod conversation;
+#[path = "../../../fuzz/fuzz_targets/secure/stranger.rs"]
+#[allow(clippy::expect_used)]
+mod stranger;
 
 armor_proto::operations! { CORPUS_OPERATIONS;
     /// A number.
@@ -119,4 +122,22 @@ fn the_marks_corpus_neither_panics_nor_sets_a_mark_that_cannot_be() {
         marks += u32::from(conversation::listen(&input) > Mark::default());
     }
     assert!(marks >= 4, "only {marks} conversations had a mark");
+}
+
+#[test]
+fn nothing_of_the_secure_corpus_is_believed() {
+    let list = |name: &str| {
+        let key = armor_proto::secure::KeyPair::generate().unwrap().public();
+        [b"\x02# nodes\n", format!("{name} {key} # the first\n").as_bytes()].concat()
+    };
+    let first = |what: u8, length: usize| [&[what][..], &vec![0x5a; length]].concat();
+    let seeds =
+        [first(0, 112), first(0, 113), first(1, 49), list("ftm"), list("node-1"), [&[3, 20, 0, 0, 0][..], &[7; 20]].concat(), first(4, 60)];
+    let mut read = 0;
+    for input in inputs("secure", seeds.iter().flat_map(|seed| variants(seed)).collect()) {
+        let (believed, listed) = stranger::speak(&input);
+        assert!(!believed, "{input:?}");
+        read += listed;
+    }
+    assert!(read >= 2, "only {read} lines were entries of lists");
 }
