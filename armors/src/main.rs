@@ -15,6 +15,7 @@ mod ending;
 mod environment;
 mod free_address;
 mod interrupt;
+mod keys;
 mod link;
 mod log;
 mod output;

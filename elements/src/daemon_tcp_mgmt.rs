@@ -4,7 +4,9 @@
 //! routes messages to remote daemons; accepts links. The first frame of a link, both ways, is `MSG_DAEMON_HELLO`.
 //! Subscribes: `MSG_ROUTE`, `MSG_ARMOR_LOCATION`, `MSG_DAEMON_REGISTERED`, `MSG_ARMOR_ATTACH`, `MSG_NODE_FAILED`, `MSG_LINK_QUERY`.
 //! Emits: `MSG_DAEMON_REGISTER` (acknowledged), `MSG_LOCATE_ARMOR`, `MSG_LINK_LOST` (to the FTM), `MSG_LINK_STATE`, `MSG_LINK_CHANGED` (to this ARMOR).
-//! Configuration: `listen`, `ftm` (absent in the FTM's own composition), `advertise`; see [`Config`].
+//! Configuration: `listen`, `ftm` (absent in the FTM's own composition), `advertise`, `keys` or `insecure`; see [`Config`].
+//!
+//! With `keys` each link begins with a handshake, and everything on it is encrypted and authenticated; whom a key does not belong to is not heard.
 //!
 //! The listener outlives the process in the vault: links to a daemon that is being started again wait there, and one that is dialled is refused only when
 //! its vault is dead too.
@@ -12,12 +14,14 @@
 //! Invariants: a destination that is not reachable now has its messages kept within the bounds of [`Waiting`], then
 //! dropped; a frame is not sent back to where it came from unless the FTM says so.
 //!
-//! The ways of messages are in `routing`, links in `peers`, the listener in `listening`.
+//! The ways of messages are in `routing`, links in `peers`, what protects them in `protection`, the listener in `listening`.
 
 #[path = "daemon_tcp_mgmt/listening.rs"]
 mod listening;
 #[path = "daemon_tcp_mgmt/peers.rs"]
 mod peers;
+#[path = "daemon_tcp_mgmt/protection.rs"]
+mod protection;
 #[path = "daemon_tcp_mgmt/routing.rs"]
 mod routing;
 #[cfg(test)]
@@ -27,17 +31,20 @@ mod tests;
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use armor_core::context::Context;
 use armor_core::element::{Element, Operations, Setup};
 use armor_core::operations::SendReliable;
 use armor_proto::ids::ArmorId;
+use armor_proto::secure::PublicKey;
 use bytes::BytesMut;
 use serde::Deserialize;
 
 use crate::endpoints::Keeping;
-use crate::links::{Backoff, Link, LinkId, Locations, Waiting};
+use crate::links::security::{Security, check_protected};
+use crate::links::{Backoff, Greetings, Link, LinkId, Locations, Waiting};
 use crate::operations::{DaemonRegister, LinkChanged, LinkLost, LinkState, LocateArmor};
 
 use listening::{listen, still_listens, write_address};
@@ -59,6 +66,13 @@ const HELLO_WITHIN: Duration = Duration::from_secs(5);
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 /// How often waiting messages and silent links are looked at; only while there are any.
 const TICK: Duration = Duration::from_millis(250);
+/// How often keys are looked at: whether nodes were taken out of the list, and which links want another key.
+const LOOK: Duration = Duration::from_secs(1);
+/// After so long a link that is used renews its keys, whatever has passed.
+const REKEY_AFTER: Duration = Duration::from_secs(600);
+/// Tokens of timers.
+const TICKING: u64 = 0;
+const LOOKING: u64 = 1;
 /// Most questions to the FTM at one tick.
 const QUESTIONS_PER_TICK: usize = 256;
 
@@ -78,6 +92,12 @@ pub struct DaemonTcpMgmt {
     /// ARMORs that have attached to this node's gateway; what passes by a remote daemon says nothing about where they are.
     local: HashSet<ArmorId>,
     waiting: Waiting,
+    /// Keys and the list of trusted nodes; absent when links are not protected.
+    security: Option<Security>,
+    /// Accepted, and the handshake is not done.
+    greetings: Greetings,
+    /// Connected to daemons that have been dialled, which have not answered the handshake yet: how their kernels do is known all the same.
+    introducing: HashMap<ArmorId, OwnedFd>,
     scratch: BytesMut,
     ticking: bool,
     /// Whether the FTM has accepted this daemon; the reason when it has not.
@@ -88,13 +108,40 @@ pub struct DaemonTcpMgmt {
 /// Keys in TOML.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Config {
+struct Written {
     /// Address to accept links on; port 0 lets the kernel choose, `<run_dir>/tcp.addr` tells it.
     listen: SocketAddr,
     /// Address of the FTM, `host:port`; absent in the FTM's own composition.
     ftm: Option<String>,
     /// Address told to other daemons when it is not the one listened on (port forwarding).
     advertise: Option<String>,
+    /// Directory with this ARMOR's private key and the list of trusted nodes (`armor keygen`, `armor trust`): links are protected with it.
+    keys: Option<PathBuf>,
+    /// Links beyond this machine without protection: whoever is on the network may do everything.
+    #[serde(default)]
+    insecure: bool,
+}
+
+/// What is written, when it is allowed.
+#[derive(Deserialize)]
+#[serde(try_from = "Written")]
+pub struct Config {
+    listen: SocketAddr,
+    ftm: Option<String>,
+    advertise: Option<String>,
+    keys: Option<PathBuf>,
+}
+
+impl TryFrom<Written> for Config {
+    type Error = String;
+
+    fn try_from(written: Written) -> Result<Config, String> {
+        let Written { listen, ftm, advertise, keys, insecure } = written;
+        let addresses = [("listen", Some(listen.to_string())), ("ftm", ftm.clone()), ("advertise", advertise.clone())];
+        let addresses = addresses.each_ref().map(|(key, address)| (*key, address.as_deref()));
+        check_protected(DaemonTcpMgmt::NAME, &addresses, keys.as_deref(), insecure)?;
+        Ok(Config { listen, ftm, advertise, keys })
+    }
 }
 
 /// A daemon.
@@ -121,12 +168,15 @@ struct Held {
     remote: String,
     local: Option<SocketAddr>,
     opened: Instant,
+    /// Whom the handshake has shown the peer to be, and when the link had its last key, on a link that is protected.
+    shown: Option<(String, PublicKey)>,
+    rekeyed: Instant,
 }
 
 impl Element for DaemonTcpMgmt {
     const NAME: &'static str = "daemon_tcp_mgmt";
     const PURPOSE: &'static str = "TCP links to other daemons: accepts, connects on demand, routes";
-    const EXAMPLE: &'static str = "listen = \"127.0.0.1:0\"\nftm = \"127.0.0.1:7000\"\n# advertise = \"192.0.2.1:7001\"\n";
+    const EXAMPLE: &'static str = "listen = \"127.0.0.1:0\"\nftm = \"127.0.0.1:7000\"\n# advertise = \"192.0.2.1:7001\"\n# keys = \"/etc/armor/keys\"\n# insecure = true\n";
     const EXCLUDES: &'static [&'static str] = &["daemon_udp_mgmt"];
     type Config = Config;
 
@@ -134,6 +184,7 @@ impl Element for DaemonTcpMgmt {
         if config.ftm.is_some() && setup.armor == ArmorId::FTM {
             return Err("this ARMOR is the FTM itself: remove the key ftm".to_owned());
         }
+        let security = config.keys.as_ref().map(|directory| Security::read(directory, &setup.name)).transpose()?;
         let (keeping, mut handed) = Keeping::open(setup, Self::NAME)?;
         let mut peers = HashMap::new();
         if let Some(ftm) = &config.ftm {
@@ -151,6 +202,9 @@ impl Element for DaemonTcpMgmt {
             locations: Locations::new(MAX_LOCATIONS),
             local: HashSet::new(),
             waiting: Waiting::new(LONGEST_WAIT),
+            security,
+            greetings: Greetings::default(),
+            introducing: HashMap::new(),
             scratch: BytesMut::with_capacity(64 << 10),
             ticking: false,
             registered: None,
@@ -190,6 +244,9 @@ impl Element for DaemonTcpMgmt {
         context.state_changed();
         write_address(&context.setup().run_dir, address)?;
         self.accept_links(listener, context);
+        if self.security.is_some() {
+            context.timer(LOOK, LOOKING);
+        }
         if context.armor() == ArmorId::FTM {
             context.send_to(ArmorId::FTM, self.registration(context.armor(), None));
         } else {
@@ -198,7 +255,11 @@ impl Element for DaemonTcpMgmt {
         Ok(())
     }
 
-    fn timer(&mut self, _: u64, context: &mut Context<'_>) {
+    fn timer(&mut self, token: u64, context: &mut Context<'_>) {
+        if token == LOOKING {
+            self.look_at_keys(Instant::now(), context);
+            return;
+        }
         self.ticking = false;
         self.tick(Instant::now(), context);
     }
@@ -236,6 +297,7 @@ impl Element for DaemonTcpMgmt {
                 serde_json::json!({
                     "armor": armor.to_string(), "name": peer.name, "address": peer.address, "linked": link.is_some(),
                     "queued_bytes": link.map_or(0, Link::queued_bytes), "dropped": link.map_or(0, Link::dropped),
+                    "keys": link.map_or(0, Link::keys),
                 })
             })
             .collect();
@@ -245,6 +307,7 @@ impl Element for DaemonTcpMgmt {
             "refused": self.registered.as_ref().and_then(|registered| registered.as_ref().err()),
             "peers": peers, "links": self.links.len(), "locations": self.locations.len(),
             "waiting": self.waiting.len(), "dropped": self.dropped,
+            "security": self.security.as_ref().map(Security::status), "greetings": self.greetings.len(),
         })
     }
 }

@@ -30,7 +30,8 @@ pub const MAX_PAYLOAD: usize = 1 << 20;
 /// Largest frame that is accepted.
 pub const MAX_FRAME: usize = HEADER + MAX_HEAD + MAX_PAYLOAD;
 
-const MAGIC: [u8; 2] = *b"AR";
+/// What a frame begins with.
+pub const MAGIC: [u8; 2] = *b"AR";
 const VERSION: u8 = 1;
 
 /// What is wrong with a frame. All of them close the link it came by, except [`FrameError::Content`] which drops the frame.

@@ -13,8 +13,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use armor_core::events::Event;
+use armor_elements::links::security;
 use armor_elements::operations::{Events, EventsQuery};
 use armor_proto::hookup::{ENV_RUN_DIR, ENV_SERVICE};
 use armor_proto::ids::ArmorId;
@@ -102,8 +103,25 @@ impl Stage {
         };
         let mut stage =
             Stage { cell, program, base, network, relays, nodes, children: Vec::new(), ended: false, server, seed, next_event: 0, read: 0 };
+        stage.make_keys(&all)?;
         stage.start_armors()?;
         Ok(stage)
+    }
+
+    /// Where keys are, on a network of namespaces, whose addresses are beyond this machine.
+    fn keys(&self) -> PathBuf {
+        self.base.path().join("keys")
+    }
+
+    fn make_keys(&self, names: &[&str]) -> anyhow::Result<()> {
+        for name in names.iter().filter(|_| self.network.is_some()) {
+            let made = security::change_trusted(&self.keys(), |trusted| {
+                let public = security::make_key(&self.keys(), name)?.public();
+                trusted.add(name, public).map_err(|error| error.to_string())
+            });
+            made.map_err(|reason| anyhow!(reason))?;
+        }
+        Ok(())
     }
 
     fn start_armors(&mut self) -> anyhow::Result<()> {
@@ -146,6 +164,10 @@ impl Stage {
         let mut command = self.on(name);
         command.args(["start", composition, "--name", name, "--run-dir"]).arg(directory.path());
         command.arg("--set").arg(format!("daemon_tcp_mgmt.listen={}", SocketAddr::new(IpAddr::V4(address), 0)));
+        if self.network.is_some() {
+            let keys = toml::Value::String(crate::services::utf8(self.keys())?);
+            command.arg("--set").arg(format!("daemon_tcp_mgmt.keys={keys}"));
+        }
         command.args(settings.iter().flat_map(|setting| ["--set", setting]));
         command.stdin(Stdio::null()).stdout(log.try_clone().context("armor.log")?).stderr(log).current_dir("/");
         self.children.push(command.spawn().with_context(|| format!("{} cannot be executed", self.program.display()))?);

@@ -5,12 +5,14 @@ mod down;
 mod elements;
 mod events;
 mod gateway;
+mod keygen;
 mod launch;
 mod link;
 mod run;
 mod start;
 mod status;
 mod stop;
+mod trust;
 mod up;
 mod vault;
 
@@ -28,6 +30,8 @@ pub(crate) enum Command {
     Down(down::Down),
     Start(start::Start),
     Check(check::Check),
+    Keygen(keygen::Keygen),
+    Trust(trust::Trust),
     Elements(elements::Elements),
     Link(link::Link),
     #[command(hide = true)]
@@ -54,6 +58,8 @@ impl Command {
             Command::Down(down) => down.run(),
             Command::Start(start) => start.run(),
             Command::Check(check) => check.run(),
+            Command::Keygen(keygen) => keygen.run(),
+            Command::Trust(trust) => trust.run(),
             Command::Elements(elements) => elements.run(),
             Command::Link(link) => link.run(),
             Command::Vault(vault) => vault.run(),

@@ -49,8 +49,11 @@ fn tables(survey: &Survey) -> String {
     // Few applications have standbys.
     let standbys = Some(("Standbys", standbys(survey))).filter(|(_, table)| !table.render().is_empty());
     let gateways = Some(("Gateways", gateways(survey))).filter(|(_, table)| !table.render().is_empty());
-    let shown: Vec<String> = sections[..3]
+    let security = Some(("Protected links", security(survey))).filter(|(_, table)| !table.render().is_empty());
+    let shown: Vec<String> = sections[..2]
         .iter()
+        .chain(&security)
+        .chain(&sections[2..3])
         .chain(&standbys)
         .chain(&sections[3..4])
         .chain(&gateways)
@@ -102,6 +105,29 @@ fn armors(survey: &Survey) -> Table {
             None => (String::new(), String::new(), "no answer"),
         };
         table.row([found.name.clone(), kind, pid, found.armor.to_string(), state.to_owned()]);
+    }
+    table
+}
+
+/// ARMORs with keys: what they trust, and what they have refused.
+fn security(survey: &Survey) -> Table {
+    let mut table = Table::new(&["ARMOR", "KEY", "TRUSTED", "LINKS", "REFUSED", "LIST"]);
+    for found in &survey.armors {
+        let state = found.element("daemon_tcp_mgmt");
+        let security = &state["security"];
+        if security.is_null() {
+            continue;
+        }
+        let refused = security["refused"].as_object().into_iter().flatten().map(|(kind, count)| format!("{kind} {count}"));
+        let refused = refused.collect::<Vec<_>>().join(", ");
+        table.row([
+            found.name.clone(),
+            text(&security["key"]),
+            text(&security["trusted"]),
+            text(&state["links"]),
+            if refused.is_empty() { "none".to_owned() } else { refused },
+            security["list"].as_str().map_or_else(|| "ok".to_owned(), str::to_owned),
+        ]);
     }
     table
 }
@@ -222,8 +248,16 @@ mod tests {
                 "recoveries": [{ "service": "web", "at_ms": 0, "flowing_ms": 19, "replayed_ms": 18, "reconnected_ms": 17, "ready_ms": 16,
                     "bound_ms": null, "restarted_ms": 9, "detected_ms": 1 }] } },
         } });
+        let node = with_keys(node);
         let found = |name: &str, status| Found { name: name.to_owned(), armor: ArmorId::of_name(name), status };
         Survey { armors: vec![found("ftm", Some(ftm)), found("node1", Some(node)), found("node1/db", None)] }
+    }
+
+    fn with_keys(mut status: Value) -> Value {
+        let refused = json!({ "altered": 2, "unknown-key": 1 });
+        let security = json!({ "key": "armor1x", "trusted": 3, "refused": refused, "list": null });
+        status["elements"]["daemon_tcp_mgmt"]["state"] = json!({ "links": 1, "security": security });
+        status
     }
 
     #[test]
@@ -234,6 +268,7 @@ mod tests {
             "node1/db  -       -    ",
             "  web          node1  running  9    1         -            a b\n",
             "  web          node1  waiting  10\n",
+            "  node1  armor1x  3        1      altered 2, unknown-key 1  ok\n",
             "  web      127.0.0.1:8080  node1  -       2            -\n",
             "  1           server  node1  web      127.0.0.1:8080  -     flowing  10    -\n",
             "  3 more      server  node1  -        -               -     -        -     -\n",

@@ -17,6 +17,7 @@ use armor_vault::Session;
 use crate::client::Client;
 use crate::ending::Ending;
 use crate::environment::{ArmorDirectory, Base, Place};
+use crate::keys::Protection;
 use crate::survey::{element, entries};
 use crate::{output, services, shim_library};
 
@@ -43,6 +44,8 @@ pub(crate) struct Up {
     #[arg(long, value_name = "WHAT", value_parser = ["serve", "stop"])]
     isolated: Option<String>,
     #[command(flatten)]
+    protection: Protection,
+    #[command(flatten)]
     place: Place,
 }
 
@@ -68,7 +71,9 @@ impl Up {
             None => {
                 let directory = base.armor("ftm");
                 let listen = self.listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)));
-                let life = Life::of_ftm(&base, &directory, listen);
+                let names: Vec<&str> = std::iter::once("ftm").chain(self.nodes.iter().map(|name| &**name)).collect();
+                let protection = self.protection.settings(&names, &[&listen.to_string()])?;
+                let life = Life::of_ftm(&base, &directory, listen, protection);
                 started.armor(&base, &directory, "ftm", &life, &mut text)?;
                 let address =
                     directory.tcp_address().with_context(|| format!("the FTM has not written {}/tcp.addr", directory.path().display()))?;
@@ -76,9 +81,12 @@ impl Up {
                 (address, SocketAddr::new(listen.ip(), 0))
             }
         };
+        let nodes: Vec<&str> = self.nodes.iter().map(|name| &**name).collect();
+        let protection = self.protection.settings(&nodes, &[&ftm, &listen.to_string()])?;
         for name in &self.nodes {
             let directory = base.armor(name);
             let mut settings = vec![format!("daemon_tcp_mgmt.ftm={ftm}"), format!("daemon_tcp_mgmt.listen={listen}")];
+            settings.extend(protection.iter().cloned());
             settings.extend(labels_setting(&self.labels)?);
             settings.extend(self.isolated.iter().map(|what| format!("node_lease.isolated={what}")));
             // ARMORs that a dead daemon has installed live on and are taken up by its next life.
@@ -123,10 +131,11 @@ enum Life {
 
 impl Life {
     /// An FTM that died beside living daemons is given its state and its address back: they look for it there.
-    fn of_ftm(base: &Base, ftm: &ArmorDirectory, listen: SocketAddr) -> Life {
+    fn of_ftm(base: &Base, ftm: &ArmorDirectory, listen: SocketAddr, protection: Vec<String>) -> Life {
+        let settings = |address: &str| protection.into_iter().chain([format!("daemon_tcp_mgmt.listen={address}")]).collect();
         match ftm.tcp_address() {
-            Some(address) if !base.daemons().is_empty() => Life::Next(vec![format!("daemon_tcp_mgmt.listen={address}")]),
-            _ => Life::New(vec![format!("daemon_tcp_mgmt.listen={listen}")]),
+            Some(address) if !base.daemons().is_empty() => Life::Next(settings(&address)),
+            _ => Life::New(settings(&listen.to_string())),
         }
     }
 }

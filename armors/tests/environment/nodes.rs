@@ -138,6 +138,13 @@ impl Nodes {
             namespace.ip("link set eth0 up");
             namespace
         });
+        if namespace.is_some() {
+            // Links beyond this machine have keys.
+            let names = if index == 1 { vec!["ftm", name] } else { vec![name] };
+            let output =
+                Command::new(env!("CARGO_BIN_EXE_armor")).arg("keygen").args(names).arg("--keys").arg(self.keys()).output().unwrap();
+            assert!(output.status.success(), "armor keygen: {}", text(&output));
+        }
         let address = if namespace.is_some() { format!("10.0.0.{index}") } else { "127.0.0.1".to_owned() };
         self.nodes.push(Node { name: name.to_owned(), address, namespace });
     }
@@ -161,7 +168,16 @@ impl Nodes {
 
     pub fn try_start(&self, name: &str, options: &[&str]) -> Output {
         let side = if self.index(name) == 0 { "--listen" } else { "--ftm" };
-        self.armor(name, &["up", "--node", name, side, &self.ftm]).args(options).output().unwrap()
+        let mut up = self.armor(name, &["up", "--node", name, side, &self.ftm]);
+        if self.bridge.is_some() && !options.contains(&"--insecure") {
+            up.arg("--keys").arg(self.keys());
+        }
+        up.args(options).output().unwrap()
+    }
+
+    /// The directory of keys, which all nodes share.
+    pub fn keys(&self) -> PathBuf {
+        self.directory.path().join("keys")
     }
 
     pub fn placement(&self) -> Placement {

@@ -11,7 +11,7 @@ use armor_proto::message::Message;
 use tokio::net::{TcpListener, TcpStream};
 
 use super::{CONNECT_WITHIN, DaemonTcpMgmt, Held, MAX_LINKS, MAX_PEERS};
-use crate::links::{Closed, Link, LinkId, LinkOwner, Stream, encode, introduction, node_addresses};
+use crate::links::{Channel, Closed, Link, LinkId, LinkOwner, Stream, encode, introduction, node_addresses};
 use crate::operations::{DaemonHello, DaemonRegister, DaemonRegistered, LinkChanged, LinkLost};
 
 impl DaemonTcpMgmt {
@@ -20,7 +20,7 @@ impl DaemonTcpMgmt {
         context.spawn(async move {
             loop {
                 let called = match listener.accept().await {
-                    Ok((stream, remote)) => handle.call(|element, context| element.hold(stream, None, remote.to_string(), context)),
+                    Ok((stream, remote)) => handle.call(|element, context| element.accepted(stream, remote, context)),
                     Err(error) => {
                         let called = handle.call(|_, context| context.event(Event::new("link-refused").with("reason", &error)));
                         // Out of file descriptors, most likely: not again at once.
@@ -52,13 +52,21 @@ impl DaemonTcpMgmt {
             let connected = tokio::time::timeout(CONNECT_WITHIN, TcpStream::connect(&address)).await;
             let connected = connected.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
             handle.call(|element, context| match connected {
-                Ok(stream) => element.hold(stream, Some(armor), address, context),
+                Ok(stream) => element.connected(stream, armor, address, context),
                 Err(error) => element.not_connected(armor, &address, &error.to_string(), context),
             });
         });
     }
 
-    pub(super) fn hold(&mut self, stream: TcpStream, dialled: Option<ArmorId>, remote: String, context: &mut Context<'_>) {
+    /// Takes in a connection on which frames can be sent now.
+    pub(super) fn hold(
+        &mut self,
+        stream: TcpStream,
+        channel: Option<Channel>,
+        dialled: Option<ArmorId>,
+        remote: String,
+        context: &mut Context<'_>,
+    ) {
         if self.links.len() >= MAX_LINKS {
             context.event(Event::new("link-refused").with("peer", &remote).with("reason", format!("{MAX_LINKS} links are open")));
             if let Some(peer) = dialled.and_then(|armor| self.peers.get_mut(&armor)) {
@@ -69,7 +77,11 @@ impl DaemonTcpMgmt {
         self.next_link += 1;
         let id = self.next_link;
         let local = stream.local_addr().ok();
-        let link = Link::open::<Self>(id, Stream::Tcp(stream), context);
+        let shown = channel.as_ref().map(|channel| (channel.peer.clone(), channel.key));
+        let link = match channel {
+            Some(channel) => Link::open_protected::<Self>(id, Stream::Tcp(stream), channel, context),
+            None => Link::open::<Self>(id, Stream::Tcp(stream), context),
+        };
         let hello = DaemonHello { armor: context.armor(), name: self.name.clone(), address: self.advertised(local) };
         let mut message = Message::to(dialled.unwrap_or(ArmorId::NONE), hello);
         message.source = context.armor();
@@ -79,7 +91,8 @@ impl DaemonTcpMgmt {
             }
             Err(error) => context.event(Event::new("message-refused").with("reason", error)),
         }
-        self.links.insert(id, Held { link, peer: None, dialled, remote, local, opened: Instant::now() });
+        let opened = Instant::now();
+        self.links.insert(id, Held { link, peer: None, dialled, remote, local, opened, shown, rekeyed: opened });
         self.tick_later(context);
     }
 
@@ -100,6 +113,9 @@ impl DaemonTcpMgmt {
     }
 
     pub(super) fn hello(&mut self, id: LinkId, hello: DaemonHello, context: &mut Context<'_>) {
+        if self.lies(id, &hello, context) {
+            return;
+        }
         let Some(held) = self.links.get_mut(&id) else { return };
         if hello.armor == context.armor() || hello.armor == ArmorId::NONE {
             let why = if hello.armor == ArmorId::NONE {
@@ -213,6 +229,9 @@ impl LinkOwner for DaemonTcpMgmt {
         let Some(held) = self.links.remove(&id) else { return };
         if let Closed::Frame(error) = why {
             context.event(Event::new("link-refused").with("peer", &held.remote).with("reason", error));
+        }
+        if let (Closed::Record(error), Some(security)) = (why, &mut self.security) {
+            security.refuse("altered", &held.remote, &error.to_string(), context);
         }
         let Some(armor) = held.peer else {
             // Closed before it said who it is: an attempt that failed.

@@ -1,5 +1,6 @@
 //! The way of a message: to a daemon that is linked, or into the queue of those that wait for their way, which is sought meanwhile.
 
+use std::os::fd::AsFd as _;
 use std::time::Instant;
 
 use armor_core::context::{Context, Routed};
@@ -8,8 +9,8 @@ use armor_core::operations::Route;
 use armor_proto::frame::{Encoded, Frame};
 use armor_proto::ids::ArmorId;
 
-use super::{DaemonTcpMgmt, HELLO_WITHIN, QUESTIONS_PER_TICK, TICK};
-use crate::links::{Link, Sent, as_frame};
+use super::{DaemonTcpMgmt, HELLO_WITHIN, QUESTIONS_PER_TICK, TICK, TICKING};
+use crate::links::{Sent, acknowledged, as_frame};
 use crate::operations::{ArmorAttach, ArmorLocation, LinkQuery, LinkState, LocateArmor, NodeFailed};
 
 impl DaemonTcpMgmt {
@@ -156,10 +157,14 @@ impl DaemonTcpMgmt {
         // A listener that its vault keeps has taken this one, and the daemon has yet to come back.
         let dialled = || self.links.values().find(|held| held.peer.is_none() && held.dialled == Some(query.peer)).map(|held| &held.link);
         let link = link.or_else(dialled);
-        let acknowledged = link.and_then(Link::acknowledged);
+        let introducing = self.introducing.get(&query.peer);
+        let acknowledged = match (link, introducing) {
+            (Some(link), _) => link.acknowledged(),
+            (None, socket) => socket.and_then(|socket| acknowledged(socket.as_fd())),
+        };
         let state = LinkState {
             peer: query.peer,
-            linked: link.is_some(),
+            linked: link.is_some() || introducing.is_some(),
             acknowledged_ms: acknowledged.map(|acknowledged| acknowledged.ago_ms),
             // What is not known is no proof of life.
             unacknowledged: acknowledged.is_none_or(|acknowledged| acknowledged.waiting > 0),
@@ -169,7 +174,7 @@ impl DaemonTcpMgmt {
 
     pub(super) fn tick_later(&mut self, context: &mut Context<'_>) {
         if !std::mem::replace(&mut self.ticking, true) {
-            context.timer(TICK, 0);
+            context.timer(TICK, TICKING);
         }
     }
 

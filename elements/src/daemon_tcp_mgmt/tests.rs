@@ -16,7 +16,7 @@ fn setup() -> Setup {
 
 fn element() -> DaemonTcpMgmt {
     let listen = SocketAddr::from(([127, 0, 0, 1], 0));
-    let config = Config { listen, ftm: Some("127.0.0.1:1".into()), advertise: None };
+    let config = Config { listen, ftm: Some("127.0.0.1:1".into()), advertise: None, keys: None };
     DaemonTcpMgmt::new(config, &setup()).expect("works")
 }
 

@@ -13,9 +13,11 @@ use std::rc::Rc;
 use armor_core::context::{Context, Handle};
 use armor_core::element::Element;
 use armor_proto::frame::{Encoded, Frame, FrameError};
+use armor_proto::secure::{RecordError, RecordSealer};
 use bytes::{Buf as _, Bytes, BytesMut};
 use tokio::sync::Notify;
 
+use super::handshake::{Channel, Incoming};
 use super::stream::{Acknowledged, ReadHalf, Stream, WriteHalf};
 
 /// Most bytes that may wait for a peer which does not read; one frame more is dropped.
@@ -24,6 +26,11 @@ pub const OUT_LIMIT: usize = 8 << 20;
 const READ_SIZE: (usize, usize) = (64 << 10, 256 << 10);
 /// Most pieces given to the kernel in one call.
 const WRITE_PIECES: usize = 64;
+
+/// Bytes that are encrypted together when several frames wait.
+const BATCH: usize = 256 << 10;
+/// What the buffer of encrypted bytes keeps when it is empty.
+const KEPT: usize = 512 << 10;
 
 /// Number of a link, unique within its element.
 pub type LinkId = u64;
@@ -51,6 +58,9 @@ pub enum Closed {
     /// The peer sent what is no frame.
     #[error("{0}")]
     Frame(FrameError),
+    /// What came does not verify.
+    #[error("{0}")]
+    Record(RecordError),
 }
 
 /// What became of a frame.
@@ -78,6 +88,8 @@ pub struct Link {
 struct Shared {
     write: WriteHalf,
     out: RefCell<Out>,
+    /// Of a link that is protected. What waits in `out` is encrypted when it is its turn, together.
+    sealing: Option<RefCell<Sealing>>,
     wake: Notify,
     /// Closed here: nothing more is read or written.
     closed: Cell<bool>,
@@ -93,19 +105,61 @@ struct Out {
     dropping: bool,
 }
 
+/// Encrypted bytes on their way to the kernel.
+#[derive(Debug)]
+struct Sealing {
+    sealer: RecordSealer,
+    bytes: Vec<u8>,
+    written: usize,
+}
+
+impl Sealing {
+    fn left(&self) -> usize {
+        self.bytes.len() - self.written
+    }
+
+    fn is_empty(&self) -> bool {
+        self.left() == 0
+    }
+
+    /// Encrypts what is to follow; the buffer is empty.
+    fn seal(&mut self, pieces: &[&[u8]]) -> io::Result<()> {
+        self.bytes.clear();
+        self.bytes.shrink_to(KEPT);
+        self.written = 0;
+        self.sealer.seal(pieces, &mut self.bytes).map_err(io::Error::other)
+    }
+
+    /// Writes all of it, or says why not.
+    fn write(&mut self, half: &WriteHalf) -> io::Result<()> {
+        while !self.is_empty() {
+            match half.try_write(&[IoSlice::new(&self.bytes[self.written..])]) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => self.written += written,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Link {
     /// Starts a link over a connected socket.
     pub fn open<E: LinkOwner>(id: LinkId, stream: Stream, context: &mut Context<'_>) -> Link {
         let (read, write) = stream.split();
-        let shared = Rc::new(Shared {
-            write,
-            out: RefCell::default(),
-            wake: Notify::new(),
-            closed: Cell::new(false),
-            broken: Cell::new(false),
-            dropped: Cell::new(0),
-        });
+        let shared = Shared::new(write, None);
         context.spawn(read_frames::<E>(id, read, Rc::clone(&shared), context.handle()));
+        context.spawn(flush_when_writable(Rc::clone(&shared)));
+        Link { shared }
+    }
+
+    /// Starts a link whose frames are encrypted and authenticated, over a socket on which the handshake is done.
+    pub fn open_protected<E: LinkOwner>(id: LinkId, stream: Stream, channel: Channel, context: &mut Context<'_>) -> Link {
+        let (read, write) = stream.split();
+        let Channel { sealer, incoming, .. } = channel;
+        let shared = Shared::new(write, Some(sealer));
+        context.spawn(read_protected_frames::<E>(id, read, incoming, Rc::clone(&shared), context.handle()));
         context.spawn(flush_when_writable(Rc::clone(&shared)));
         Link { shared }
     }
@@ -120,6 +174,9 @@ impl Link {
         if !out.pieces.is_empty() {
             return self.queue(&mut out, encoded, 0);
         }
+        if let Some(sealing) = &shared.sealing {
+            return self.send_protected(&mut sealing.borrow_mut(), &mut out, encoded);
+        }
         loop {
             match shared.write.try_write(&[IoSlice::new(&encoded.head), IoSlice::new(&encoded.payload)]) {
                 Ok(written) if written == encoded.len() => return Sent::Written,
@@ -132,6 +189,36 @@ impl Link {
                 }
             }
         }
+    }
+
+    fn send_protected(&self, sealing: &mut Sealing, out: &mut Out, encoded: Encoded) -> Sent {
+        if !sealing.is_empty() {
+            return self.queue(out, encoded, 0);
+        }
+        match sealing.seal(&[&encoded.head, &encoded.payload]).and_then(|()| sealing.write(&self.shared.write)) {
+            Ok(()) => Sent::Written,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.shared.wake.notify_one();
+                Sent::Queued
+            }
+            Err(_) => {
+                self.shared.broken.set(true);
+                Sent::Closed
+            }
+        }
+    }
+
+    /// Renews the key with which this side encrypts, if there is one and it has been used.
+    pub fn rekey(&self) {
+        if let Some(sealing) = &self.shared.sealing {
+            sealing.borrow_mut().sealer.rekey();
+        }
+    }
+
+    /// Keys with which this side has encrypted so far; 0 for a link that is not protected.
+    #[must_use]
+    pub fn keys(&self) -> u64 {
+        self.shared.sealing.as_ref().map_or(0, |sealing| sealing.borrow().sealer.keys())
     }
 
     fn queue(&self, out: &mut Out, encoded: Encoded, written: usize) -> Sent {
@@ -169,7 +256,7 @@ impl Link {
     /// Bytes that wait for the peer to read.
     #[must_use]
     pub fn queued_bytes(&self) -> usize {
-        self.shared.out.borrow().bytes
+        self.shared.out.borrow().bytes + self.shared.sealing.as_ref().map_or(0, |sealing| sealing.borrow().left())
     }
 
     /// Frames dropped at [`OUT_LIMIT`].
@@ -180,6 +267,22 @@ impl Link {
 }
 
 impl Shared {
+    fn new(write: WriteHalf, sealer: Option<RecordSealer>) -> Rc<Shared> {
+        Rc::new(Shared {
+            write,
+            out: RefCell::default(),
+            sealing: sealer.map(|sealer| RefCell::new(Sealing { sealer, bytes: Vec::new(), written: 0 })),
+            wake: Notify::new(),
+            closed: Cell::new(false),
+            broken: Cell::new(false),
+            dropped: Cell::new(0),
+        })
+    }
+
+    fn has_nothing_to_write(&self) -> bool {
+        self.out.borrow().pieces.is_empty() && self.sealing.as_ref().is_none_or(|sealing| sealing.borrow().is_empty())
+    }
+
     fn close(&self) {
         if !self.closed.replace(true) {
             self.write.shutdown();
@@ -190,6 +293,9 @@ impl Shared {
     /// Writes until nothing waits or the kernel takes no more.
     fn flush(&self) -> io::Result<()> {
         let mut out = self.out.borrow_mut();
+        if let Some(sealing) = &self.sealing {
+            return flush_protected(&mut sealing.borrow_mut(), &mut out, &self.write);
+        }
         while !out.pieces.is_empty() {
             let mut slices = [IoSlice::new(&[]); WRITE_PIECES];
             let mut count = 0;
@@ -216,6 +322,27 @@ impl Shared {
     }
 }
 
+/// The same, encrypting what waits a batch at a time.
+fn flush_protected(sealing: &mut Sealing, out: &mut Out, half: &WriteHalf) -> io::Result<()> {
+    sealing.write(half)?;
+    let mut batch: Vec<Bytes> = Vec::new();
+    while !out.pieces.is_empty() {
+        let mut size = 0;
+        while size < BATCH
+            && let Some(piece) = out.pieces.pop_front()
+        {
+            size += piece.len();
+            batch.push(piece);
+        }
+        out.bytes -= size;
+        sealing.seal(&batch.iter().map(|piece| &**piece).collect::<Vec<_>>())?;
+        batch.clear();
+        sealing.write(half)?;
+    }
+    out.dropping = false;
+    Ok(())
+}
+
 async fn flush_when_writable(shared: Rc<Shared>) {
     loop {
         shared.wake.notified().await;
@@ -223,7 +350,7 @@ async fn flush_when_writable(shared: Rc<Shared>) {
             if shared.closed.get() {
                 return;
             }
-            if shared.out.borrow().pieces.is_empty() {
+            if shared.has_nothing_to_write() {
                 break;
             }
             let result = match shared.write.writable().await {
@@ -271,6 +398,44 @@ async fn read_frames<E: LinkOwner>(id: LinkId, mut half: ReadHalf, shared: Rc<Sh
             Some(Ok(())) => {}
             Some(Err(error)) => break Closed::Frame(error),
             None => return,
+        }
+    };
+    shared.close();
+    handle.call(|element, context| element.link_closed(id, &why, context));
+}
+
+async fn read_protected_frames<E: LinkOwner>(
+    id: LinkId,
+    mut half: ReadHalf,
+    mut incoming: Incoming,
+    shared: Rc<Shared>,
+    handle: Handle<E>,
+) {
+    let mut size = READ_SIZE.0;
+    let why = loop {
+        // First of all: the handshake may have read the peer's first words.
+        if let Err(error) = incoming.open() {
+            break Closed::Record(error);
+        }
+        let taken = handle.call(|element, context| {
+            while !shared.closed.get()
+                && let Some(frame) = Frame::take(&mut incoming.plain)?
+            {
+                element.link_frame(id, frame, context);
+            }
+            Ok(())
+        });
+        match taken {
+            Some(Ok(())) => {}
+            Some(Err(error)) => break Closed::Frame(error),
+            None => return,
+        }
+        match incoming.read(&mut half, size).await {
+            Ok(0) if incoming.is_between_frames() || shared.closed.get() => break Closed::End,
+            Ok(0) => break Closed::Torn,
+            Ok(got) if got >= size => size = (size * 2).min(READ_SIZE.1),
+            Ok(_) => {}
+            Err(error) => break Closed::Socket(error),
         }
     };
     shared.close();

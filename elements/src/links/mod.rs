@@ -1,23 +1,27 @@
 //! Links: what the elements that carry messages between processes share (thesis §5.4).
 //!
 //! A [`Link`] carries frames over one connected socket, in the element's own thread; [`Waiting`] keeps messages whose way is
-//! not known or not open yet; [`Locations`] remembers which daemon an ARMOR was heard from; [`Backoff`] paces reconnecting.
+//! not known or not open yet; [`Locations`] remembers which daemon an ARMOR was heard from; [`Backoff`] paces reconnecting;
+//! [`security::Security`] knows the keys, [`answered`] and [`dialled`] make a [`Channel`] out of a connection.
 //!
 //! Invariant: everything here is bounded; nothing that a peer sends can do more than close its own link.
 
 mod backoff;
 pub mod child;
+mod handshake;
 mod link;
 mod locations;
 mod node_addresses;
+pub mod security;
 mod stream;
 mod waiting;
 
 pub use backoff::Backoff;
+pub use handshake::{Channel, Greeting, Greetings, NoHandshake, answered, dialled};
 pub use link::{Closed, Link, LinkId, LinkOwner, OUT_LIMIT, Sent};
 pub use locations::Locations;
 pub use node_addresses::node_addresses;
-pub use stream::{Acknowledged, Stream};
+pub use stream::{Acknowledged, Stream, acknowledged};
 pub use waiting::Waiting;
 
 use armor_proto::frame::{Encoded, Frame, FrameError};

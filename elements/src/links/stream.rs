@@ -2,7 +2,7 @@
 
 use std::io::{self, IoSlice};
 use std::net::IpAddr;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
 
 use bytes::BytesMut;
 use rustix::net::Shutdown;
@@ -37,6 +37,15 @@ pub struct Acknowledged {
 const TCP_INFO_BYTES: u32 = 60;
 const TCPI_UNACKED: usize = 4;
 const TCPI_LAST_ACK_RECV: usize = 12;
+
+/// What the kernel at the other end of a TCP socket has acknowledged; `None` when this kernel does not say.
+#[must_use]
+pub fn acknowledged(socket: BorrowedFd<'_>) -> Option<Acknowledged> {
+    // struct tcp_info of linux/tcp.h: 8 bytes, then numbers of 32 bits.
+    let info = get_option(socket, libc::IPPROTO_TCP, libc::TCP_INFO, TCP_INFO_BYTES).ok()?;
+    let number = |index: usize| info.get(8 + 4 * index..)?.first_chunk().copied().map(u32::from_ne_bytes);
+    Some(Acknowledged { ago_ms: number(TCPI_LAST_ACK_RECV)?, waiting: number(TCPI_UNACKED)? })
+}
 
 #[derive(Debug)]
 pub(super) enum ReadHalf {
@@ -110,11 +119,7 @@ impl WriteHalf {
     /// Of a link between nodes; inside a node there is nothing to acknowledge.
     pub(super) fn acknowledged(&self) -> Option<Acknowledged> {
         let WriteHalf::Tcp(half) = self else { return None };
-        let stream: &TcpStream = half.as_ref();
-        // struct tcp_info of linux/tcp.h: 8 bytes, then numbers of 32 bits.
-        let info = get_option(stream.as_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, TCP_INFO_BYTES).ok()?;
-        let number = |index: usize| info.get(8 + 4 * index..)?.first_chunk().copied().map(u32::from_ne_bytes);
-        Some(Acknowledged { ago_ms: number(TCPI_LAST_ACK_RECV)?, waiting: number(TCPI_UNACKED)? })
+        acknowledged(AsRef::<TcpStream>::as_ref(half).as_fd())
     }
 
     /// Ends both directions at once; whoever reads the link sees its end.

@@ -24,7 +24,7 @@ fn network() -> &'static Network {
 }
 
 /// Whether anything that it said was believed, and how long what was read of a list is.
-pub fn speak(data: &[u8]) -> (bool, usize) {
+pub(crate) fn speak(data: &[u8]) -> (bool, usize) {
     let Some((what, said)) = data.split_first() else { return (false, 0) };
     let Network { nodes: [a, b], trusted } = network();
     match what % 5 {
