@@ -114,3 +114,75 @@ fn a_port_in_use_is_an_error_that_says_what_to_do() {
     let reason = listen(address).err().unwrap_or_default();
     assert!(reason.contains("in use") && reason.contains("daemon_tcp_mgmt.listen"), "{reason}");
 }
+
+/// A link that is protected, whose peer has shown to be "node7": the element, the link's number, and its other end.
+fn protected(directory: &std::path::Path) -> (DaemonTcpMgmt, LinkId, tokio::net::UnixStream) {
+    use crate::links::security::{change_trusted, make_key};
+    use crate::links::{Channel, Stream};
+    use armor_proto::secure::{Identity, Transport, answer, dial};
+
+    let node = |name: &str| Identity { name: name.to_owned(), keys: make_key(directory, name).expect("made") };
+    let (own, peer) = (node("node1"), node("node7"));
+    let trusted = change_trusted(directory, |trusted| {
+        for node in [&own, &peer] {
+            trusted.add(&node.name, node.keys.public()).map_err(|error| error.to_string())?;
+        }
+        Ok(trusted.clone())
+    });
+    let trusted = trusted.expect("a list");
+    let listen = SocketAddr::from(([127, 0, 0, 1], 0));
+    let config = Config { listen, ftm: Some("127.0.0.1:1".into()), advertise: None, keys: Some(directory.to_path_buf()) };
+    let (setup, mut element, mut effects) = (setup(), DaemonTcpMgmt::new(config, &setup()).expect("works"), Vec::new());
+    let (_, first) = dial(&peer, "node1", &trusted, Transport::Tcp).expect("begun");
+    let (established, _) = answer(&own, &trusted, Transport::Tcp, &first).expect("answered");
+    let channel = Channel::new(established, BytesMut::new());
+    let shown = Some((channel.peer.clone(), channel.key));
+    let (socket, far) = tokio::net::UnixStream::pair().expect("a pair");
+    let link = Link::open_protected::<DaemonTcpMgmt>(1, Stream::Unix(socket), channel, &mut Context::detached(&setup, None, &mut effects));
+    let (remote, now) = ("192.0.2.7:1".to_owned(), Instant::now());
+    element.links.insert(1, Held { link, peer: None, dialled: None, remote, local: None, opened: now, shown, rekeyed: now });
+    (element, 1, far)
+}
+
+fn hello(armor: ArmorId, name: &str) -> crate::operations::DaemonHello {
+    crate::operations::DaemonHello { armor, name: name.into(), address: String::new() }
+}
+
+#[tokio::test]
+async fn a_daemon_is_who_its_key_says_whatever_it_says_itself() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let own = ArmorId::of_name("node7");
+    let lies = [(ArmorId::FTM, "ftm"), (ArmorId::FTM, "node7"), (own, "node8"), (ArmorId::of_name("node8"), "node7")];
+    let (mut element, id, _far) = protected(directory.path());
+    let (setup, mut effects) = (setup(), Vec::new());
+    for (armor, name) in lies {
+        element.hello(id, hello(armor, name), &mut Context::detached(&setup, None, &mut effects));
+        assert!(element.links[&id].peer.is_none(), "{name}");
+    }
+    assert!(!element.is_linked(ArmorId::FTM) && !element.is_linked(own));
+    assert_eq!(element.status()["security"]["refused"]["wrong-name"], lies.len());
+    assert!(effects.iter().filter(|effect| matches!(effect, Effect::Event(event) if event.what == "link-refused")).count() == lies.len());
+    element.hello(id, hello(own, "node7"), &mut Context::detached(&setup, None, &mut effects));
+    assert!(element.is_linked(own));
+}
+
+#[tokio::test]
+async fn links_get_another_key_in_time_and_end_when_their_node_is_taken_out_of_the_list() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (mut element, id, _far) = protected(directory.path());
+    let (setup, mut effects) = (setup(), Vec::new());
+    let closed = |element: &DaemonTcpMgmt| element.links[&id].link.send(encoded(ArmorId(7))) == crate::links::Sent::Closed;
+    assert!(!closed(&element));
+    let later = Instant::now() + REKEY_AFTER;
+    element.look_at_keys(later, &mut Context::detached(&setup, None, &mut effects));
+    assert!(!closed(&element));
+    assert_eq!(element.links[&id].link.keys(), 2);
+    crate::links::security::change_trusted(directory.path(), |trusted| {
+        trusted.remove("node7");
+        Ok(())
+    })
+    .expect("changed");
+    element.look_at_keys(later, &mut Context::detached(&setup, None, &mut effects));
+    assert!(closed(&element));
+    assert_eq!(element.status()["security"]["refused"]["removed"], 1);
+}

@@ -120,7 +120,7 @@ pub struct Channel {
 }
 
 impl Channel {
-    fn new(established: Established, raw: BytesMut) -> Channel {
+    pub(crate) fn new(established: Established, raw: BytesMut) -> Channel {
         let (peer, key) = (established.peer.clone(), established.key);
         let (sealer, opener) = established.records();
         Channel { peer, key, sealer, incoming: Incoming { opener, raw, plain: BytesMut::with_capacity(SPACE) } }
