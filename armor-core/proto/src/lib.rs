@@ -13,5 +13,6 @@ pub mod ids;
 pub mod message;
 pub mod operation;
 pub mod reliable;
+pub mod rudp;
 #[cfg(feature = "secure")]
 pub mod secure;
