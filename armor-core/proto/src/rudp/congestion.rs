@@ -217,17 +217,25 @@ impl Bbr {
     /// True when this round's round-trip times show a queue.
     fn queue(&self) -> bool {
         let Some(lowest) = self.lowest_rtt else { return false };
-        self.round_lowest_rtt != Duration::MAX && self.round_lowest_rtt > lowest + (lowest / 4).max(Duration::from_millis(3))
+        self.round_lowest_rtt != Duration::MAX && self.round_lowest_rtt > lowest + (lowest / 12).max(Duration::from_millis(1))
     }
 
     fn end_of_round(&mut self, in_flight: u64) {
         let all = self.round_delivered + self.round_lost;
         if all >= 10 * MIN_DATAGRAM as u64 {
             let share = self.round_lost as f64 / all as f64;
-            if !self.queue() {
+            // After a probe has overflowed a short queue there is no delay to show it. So only what is lost while nothing is probed is the path's.
+            let probing = match self.mode {
+                Mode::Startup | Mode::Drain => true,
+                Mode::ProbeBandwidth => self.cycle < 3,
+                Mode::ProbeRtt => false,
+            };
+            if !self.queue() && !probing {
                 self.ambient += (share.min(MOST_AMBIENT_LOSS) - self.ambient) / 8.0;
-            } else if share > self.ambient + 0.02 + self.ambient / 2.0 && self.mode != Mode::Startup {
-                let least = self.product(0.75);
+            } else if share > self.ambient * 1.5 + 0.02 && self.mode != Mode::Startup {
+                let least = self.product(1.0);
+                // Part of what was taken for the path's own loss may be ours.
+                self.ambient -= self.ambient / 32.0;
                 self.too_much = Some((((in_flight + self.round_lost) as f64 * 0.85) as u64).max(least));
             } else if let Some(too_much) = self.too_much {
                 self.too_much =
@@ -262,10 +270,9 @@ impl Bbr {
                 let long_enough = now.saturating_duration_since(self.cycle_at) > lowest;
                 let gain = CYCLE[self.cycle];
                 let next = if gain > 1.0 {
-                    long_enough
-                        && (in_flight >= self.product(gain)
-                            || self.too_much.is_some_and(|limit| in_flight >= limit)
-                            || self.app_limited_until != 0)
+                    let full = in_flight >= self.product(gain) || in_flight + LEAST_WINDOW >= self.window();
+                    let limited = full || self.app_limited_until != 0 || now.saturating_duration_since(self.cycle_at) > lowest * 3;
+                    long_enough && limited
                 } else if gain < 1.0 {
                     long_enough || in_flight <= self.product(1.0)
                 } else {

@@ -174,6 +174,8 @@ pub struct Status {
     pub datagram: usize,
     /// Bytes of reliable messages that are not acknowledged.
     pub unacknowledged: usize,
+    /// When its newest packet came, or when the link was made.
+    pub heard_at: Instant,
     /// True when the peer does not answer.
     pub silent: bool,
     /// Packets sent.
@@ -412,6 +414,7 @@ impl Endpoint {
             in_flight: link.sent.in_flight(),
             datagram: link.mtu.current(),
             unacknowledged: link.outbound.held(),
+            heard_at: link.heard_at(),
             silent: link.is_silent(),
             packets_sent: sent,
             packets_received: received,

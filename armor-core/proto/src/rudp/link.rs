@@ -129,6 +129,10 @@ impl Link {
         self.ping = true;
     }
 
+    pub(super) fn heard_at(&self) -> Instant {
+        self.largest_at
+    }
+
     pub(super) fn is_silent(&self) -> bool {
         self.unanswered >= SILENT_AFTER
     }
