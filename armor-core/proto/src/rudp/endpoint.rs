@@ -18,6 +18,8 @@ use super::wire::{self, Reader};
 const LINGER: Duration = Duration::from_secs(1);
 /// How long a cookie is good for, at least.
 const COOKIE_LIFE: Duration = Duration::from_secs(10);
+/// A timer that is served so late shows that the process was suspended.
+const SUSPENDED: Duration = Duration::from_millis(500);
 /// Events that wait; beyond it those that only inform are dropped.
 const MAX_EVENTS: usize = 65_536;
 
@@ -392,7 +394,8 @@ impl Endpoint {
 
     /// This node's own address has changed, or it was suspended: every peer is sent a sign of life at once, so that it learns where this end is.
     pub fn local_address_changed(&mut self, now: Instant) {
-        let ids: Vec<u32> = self.links.keys().copied().collect();
+        let mut ids: Vec<u32> = self.links.keys().copied().collect();
+        ids.sort_unstable();
         for id in ids {
             if let Some(State::Linked { link, .. }) = self.links.get_mut(&id) {
                 link.new_way(now, &self.config);
@@ -446,6 +449,7 @@ impl Endpoint {
 
     /// A datagram has arrived from `from`; it is opened in place.
     pub fn handle_datagram(&mut self, now: Instant, from: SocketAddr, datagram: &mut [u8]) {
+        self.notice_suspension(now);
         match datagram.first() {
             Some(&wire::DATA) if datagram.len() > wire::DATA_HEADER => self.handle_data(now, from, datagram),
             Some(&wire::HANDSHAKE) => {
@@ -654,8 +658,28 @@ impl Endpoint {
         self.links.insert(id, State::Linked { link, handshake, peer: session.peer, confirmed: initiator });
     }
 
+    fn notice_suspension(&mut self, now: Instant) {
+        if self.timers.first().is_none_or(|(at, _)| now.saturating_duration_since(*at) < SUSPENDED) {
+            return;
+        }
+        let mut ids: Vec<u32> = self.links.keys().copied().collect();
+        ids.sort_unstable();
+        for id in ids {
+            if let Some(State::Linked { link, .. }) = self.links.get_mut(&id) {
+                link.resumed(now);
+                self.touched(id);
+            }
+        }
+        // They are armed anew when there is nothing more to be sent; until then nothing is overdue.
+        for (_, id) in std::mem::take(&mut self.timers) {
+            self.timers.insert((now, id));
+            self.armed.insert(id, now);
+        }
+    }
+
     /// Carries out what is due; see [`Endpoint::poll_timeout`]. Does nothing when it is too early.
     pub fn handle_timeout(&mut self, now: Instant) {
+        self.notice_suspension(now);
         while let Some(&(at, id)) = self.timers.first() {
             if at > now {
                 break;

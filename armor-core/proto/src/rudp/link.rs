@@ -20,6 +20,8 @@ use super::wire::{self, Frame, Frames, Reader};
 
 /// Ranges of received packet numbers that are remembered; what is below them is too old.
 const MAX_RECEIVED_RANGES: usize = 256;
+/// Bytes that must be allowed to an address that has not answered, so that a packet is worth sending.
+const LEAST_ALLOWANCE: usize = 64;
 /// Fragments in one packet.
 const MAX_FRAGMENTS: u64 = 64;
 /// Probe timeouts without any answer after which the peer counts as silent.
@@ -67,6 +69,8 @@ pub(super) struct Link {
     loss_at: Option<Instant>,
     probe_from: Instant,
     unanswered: u32,
+    /// Packets sent before tell nothing of the round-trip time: an outage, or this process's own suspension, lies between them and their answers.
+    sample_from: Instant,
     probes: u32,
     ping: bool,
     pub(super) liveness: bool,
@@ -74,7 +78,9 @@ pub(super) struct Link {
     pub(super) rtt: Rtt,
     pub(super) congestion: Bbr,
     pacer: Pacer,
-    pub(super) paced_until: Option<Instant>,
+    paced_until: Option<Instant>,
+    /// So many packets are remembered that no more can be.
+    full_until: Option<Instant>,
     pub(super) mtu: Mtu,
 
     pub(super) outbound: Outbound,
@@ -106,6 +112,7 @@ impl Link {
             loss_at: None,
             probe_from: now,
             unanswered: 0,
+            sample_from: now,
             probes: 0,
             ping: false,
             liveness: false,
@@ -113,6 +120,7 @@ impl Link {
             congestion: Bbr::new(now),
             pacer: Pacer::new(now),
             paced_until: None,
+            full_until: None,
             mtu: Mtu::new(config.max_datagram),
             outbound: Outbound::new(config.send_buffer, config.max_channels, INITIAL_WINDOW),
             inbound: Inbound::new(config.receive_window, INITIAL_WINDOW, config.max_channels, super::config::MAX_MESSAGE),
@@ -152,6 +160,13 @@ impl Link {
         self.candidates.push(candidate);
     }
 
+    /// This process was suspended: the clock has gone on without it.
+    pub(super) fn resumed(&mut self, now: Instant) {
+        self.sample_from = now;
+        self.probe_from = now;
+        self.probes = self.probes.max(1);
+    }
+
     /// The way to the peer is another one now: what was learned of the old one is void.
     pub(super) fn new_way(&mut self, now: Instant, config: &Config) {
         self.give_up_all(now);
@@ -160,6 +175,7 @@ impl Link {
         self.pacer = Pacer::new(now);
         self.mtu = Mtu::new(config.max_datagram);
         self.unanswered = 0;
+        self.sample_from = now;
         self.probe_from = now;
         self.probes = 1;
         self.ping = true;
@@ -315,7 +331,7 @@ impl Link {
             );
         }
         let Some((number, at)) = newest else { return false };
-        if number == ack.largest {
+        if number == ack.largest && at >= self.sample_from {
             let rtt = now.saturating_duration_since(at);
             let delay = Duration::from_micros(ack.delay_us).min(config.ack_delay * 2);
             self.rtt.sample(rtt, delay);
@@ -378,6 +394,7 @@ impl Link {
             self.probe_from = now;
             silent = self.unanswered == SILENT_AFTER + 1;
             if self.unanswered >= SILENT_AFTER {
+                self.sample_from = now;
                 self.give_up_all(now);
                 self.probes = 1;
             } else {
@@ -406,10 +423,17 @@ impl Link {
 
     pub(super) fn poll_timeout(&self, config: &Config) -> Option<Instant> {
         let keep_alive = match (self.liveness, self.last_eliciting) {
-            (true, Some(at)) => Some(at + config.keep_alive),
+            (true, Some(at)) if !self.ping && !self.is_silent() => Some(at + config.keep_alive),
             _ => None,
         };
         let candidates = self.candidates.iter().map(|candidate| candidate.next).min();
+        if self.path.allowance() < LEAST_ALLOWANCE {
+            // Nothing can be sent before the peer is heard again, but to other addresses.
+            return [candidates, self.path.timeout()].into_iter().flatten().min();
+        }
+        if self.full_until.is_some() {
+            return self.full_until;
+        }
         [self.acknowledge_at, self.loss_at, self.probe_at(config), self.paced_until, keep_alive, self.path.timeout(), candidates]
             .into_iter()
             .flatten()
@@ -453,7 +477,8 @@ impl Link {
     pub(super) fn poll_transmit(&mut self, now: Instant, config: &Config, out: &mut Vec<u8>, most: usize) -> Option<(SocketAddr, usize)> {
         self.paced_until = None;
         self.sent.forget(now, self.rtt.longer());
-        if self.sent.is_full() {
+        self.full_until = self.sent.is_full().then(|| now + self.rtt.longer());
+        if self.full_until.is_some() {
             return None;
         }
         if let Some((to, token)) = self.responses.pop_front() {
@@ -515,7 +540,7 @@ impl Link {
         let acknowledge = self.acknowledge_at.is_some_and(|at| now >= at);
         let challenge_pause = self.rtt.probe_timeout(config, 0).min(config.probe_cap);
         let allowance = self.path.allowance();
-        if allowance < 64 {
+        if allowance < LEAST_ALLOWANCE {
             return None;
         }
         let limit = limit.min(allowance);

@@ -114,7 +114,7 @@ impl Path {
             return None;
         }
         // Without allowance only the peer's next packet can help.
-        let challenge = self.challenge_at.filter(|_| self.allowance() > 64);
+        let challenge = self.challenge_at.filter(|_| self.allowance() >= 64);
         [challenge, self.give_up_at].into_iter().flatten().min()
     }
 }

@@ -52,9 +52,9 @@ pub struct Wire {
     pub mtu: usize,
     /// Nothing passes in these.
     pub blackouts: Vec<(Duration, Duration)>,
-    free_at: Duration,
-    in_burst: bool,
-    last: Duration,
+    pub free_at: Duration,
+    pub in_burst: bool,
+    pub last: Duration,
     pub counts: WireCounts,
 }
 
@@ -193,6 +193,8 @@ pub struct World {
     order: u64,
     pub segments: usize,
     pub datagrams: u64,
+    /// Bytes that arrived where nobody is.
+    pub astray: usize,
 }
 
 /// Contents of the message `number` of `channel`.
@@ -225,6 +227,7 @@ impl World {
             order: 0,
             segments: 10,
             datagrams: 0,
+            astray: 0,
         }
     }
 
@@ -410,11 +413,15 @@ impl World {
             let now = self.instant();
             if self.arrivals.peek().is_some_and(|Reverse(arrival)| arrival.at <= at) {
                 let Some(Reverse(mut arrival)) = self.arrivals.pop() else { continue };
-                if let Some(index) = self.places.get(&arrival.to).copied()
-                    && !self.nodes[index].suspended
-                {
+                if let Some(index) = self.places.get(&arrival.to).copied() {
+                    // A suspended process finds in its socket what fits there, which is little.
+                    if self.nodes[index].suspended {
+                        continue;
+                    }
                     self.nodes[index].endpoint.handle_datagram(now, arrival.from, &mut arrival.bytes);
                     self.drive(index);
+                } else {
+                    self.astray += arrival.bytes.len();
                 }
                 continue;
             }
@@ -425,6 +432,11 @@ impl World {
                 }
             }
         }
+    }
+
+    /// Copies of what is under way.
+    pub fn under_way(&self) -> Vec<(SocketAddr, Vec<u8>)> {
+        self.arrivals.iter().map(|Reverse(arrival)| (arrival.to, arrival.bytes.clone())).collect()
     }
 
     pub fn run_for(&mut self, time: Duration) {
