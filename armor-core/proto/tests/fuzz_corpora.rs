@@ -16,6 +16,9 @@ mod conversation;
 #[allow(clippy::expect_used)]
 mod stranger;
 
+#[path = "../../../fuzz/fuzz_targets/rudp/datagrams.rs"]
+mod datagrams;
+
 armor_proto::operations! { CORPUS_OPERATIONS;
     /// A number.
     0x7fe0 MSG_CORPUS => pub struct Corpus { number: u64 }
@@ -140,4 +143,52 @@ fn nothing_of_the_secure_corpus_is_believed() {
         read += listed;
     }
     assert!(read >= 2, "only {read} lines were entries of lists");
+}
+
+/// A command as the target `rudp` reads it.
+fn command(kind: u8, content: &[u8]) -> Vec<u8> {
+    [&[content.len() as u8, kind][..], content].concat()
+}
+
+#[test]
+fn the_rudp_corpus_neither_panics_nor_stops_a_link() {
+    // Kinds: 0 a stranger's datagram, 2 a packet with frames, 4 time, 6 a message, 8 quiet; odd ones for the other end.
+    let ack = [0x02, 5, 0, 1, 1, 0, 0];
+    let beyond = [0x02, 0xc0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0];
+    let reliable = [0x10, 7, 0, 3, b'a', b'b', b'c'];
+    let unreliable = [0x23, 7, 1, 2, 9, 2, b'a', b'b'];
+    let seeds = [
+        [command(6, b"hello"), command(8, b""), command(7, b"answer"), command(22, b"now"), command(4, &[100, 100]), command(8, b"")]
+            .concat(),
+        [command(2, &reliable), command(8, b""), command(3, &unreliable), command(3, &[0x01, 0, 0, 0x03, 0x44, 0x00]), command(8, b"")]
+            .concat(),
+        [command(2, &ack), command(6, b"hello"), command(8, b""), command(2, &beyond), command(8, b"")].concat(),
+        [command(2, &[0x04, 1, 2, 3, 4, 5, 6, 7, 8]), command(3, &[0x05, 1, 2, 3, 4, 5, 6, 7, 8]), command(2, &[0x06, 9]), command(8, b"")]
+            .concat(),
+        [
+            command(0, &[0x52, 0, 0, 0, 0, 1, 2, 3, 4, 0, 0]),
+            command(0x20, &[0x53; 21]),
+            command(1, &[0x51; 40]),
+            command(6, b"x"),
+            command(8, b""),
+        ]
+        .concat(),
+    ];
+    let mut arrived = 0;
+    for input in inputs("rudp", seeds.iter().flat_map(|valid| variants(valid)).collect()) {
+        arrived += datagrams::run(&input);
+    }
+    assert!(arrived >= 20, "only {arrived} bytes arrived");
+}
+
+proptest::proptest! {
+    #[test]
+    fn nothing_that_a_peer_of_rudp_says_panics(commands in proptest::collection::vec((0u8..64, proptest::collection::vec(frame_byte(), 0..40)), 0..30)) {
+        datagrams::run(&commands.iter().flat_map(|(kind, content)| command(*kind, content)).collect::<Vec<_>>());
+    }
+}
+
+/// Bytes of which many are kinds of frames.
+fn frame_byte() -> impl proptest::strategy::Strategy<Value = u8> {
+    proptest::prop_oneof![0u8..8, 0x10u8..0x12, 0x20u8..0x24, proptest::num::u8::ANY]
 }

@@ -118,8 +118,8 @@ fn messages_arrive_once_and_in_order_over_any_network() {
         let done = world.run_until(limit, |world| (0..2).all(|node| world.nodes[node].received.len() >= wanted[node]));
         assert!(done, "{} and {} of {wanted:?} arrived", world.nodes[0].received.len(), world.nodes[1].received.len());
         world.run_for(Duration::from_secs(1));
-        for node in 0..2 {
-            assert_eq!(world.nodes[node].received.len(), wanted[node]);
+        for (node, wanted) in wanted.into_iter().enumerate() {
+            assert_eq!(world.nodes[node].received.len(), wanted);
             let mut next = BTreeMap::new();
             for (_, _, received) in &world.nodes[node].received {
                 let number = next.entry(received.channel).or_insert(0u64);

@@ -142,8 +142,8 @@ fn when_both_change_their_address_one_round_trip_after_one_of_them_is_told_they_
     for told in 0..2 {
         let (mut world, a, b) = World::pair(1, Wire::default(), Wire::default());
         let links = [a, b];
-        for node in 0..2 {
-            world.nodes[node].endpoint.set_liveness(links[node], Liveness::Watched);
+        for (node, link) in links.into_iter().enumerate() {
+            world.nodes[node].endpoint.set_liveness(link, Liveness::Watched);
             world.drive(node);
         }
         world.run_for(Duration::from_secs(1));
@@ -173,6 +173,7 @@ fn when_both_change_their_address_one_round_trip_after_one_of_them_is_told_they_
 fn a_suspended_process_goes_on_where_it_was() {
     for (suspended, moves) in [(0, false), (1, false), (0, true), (1, true)] {
         let (mut world, a, b) = World::pair(1, Wire::default(), Wire::default());
+        world.run_for(ms(50));
         world.nodes[0].bulk.push(Bulk { link: a, channels: 1, size: 1000, left: 500, next: 0 });
         world.nodes[1].bulk.push(Bulk { link: b, channels: 1, size: 1000, left: 500, next: 0 });
         world.nodes[0].sink = true;

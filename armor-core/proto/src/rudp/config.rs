@@ -38,6 +38,8 @@ pub struct Config {
     pub probe_cap: Duration,
     /// Pause between signs of life of a link whose owner [is interested](super::Endpoint::set_liveness).
     pub keep_alive: Duration,
+    /// Keys are renewed after this long; they may be sooner, by the number of packets.
+    pub renew_keys: Duration,
 }
 
 impl Default for Config {
@@ -56,6 +58,7 @@ impl Default for Config {
             ack_packets: 8,
             probe_cap: Duration::from_millis(150),
             keep_alive: Duration::from_millis(250),
+            renew_keys: Duration::from_secs(3600),
         }
     }
 }

@@ -234,7 +234,7 @@ pub struct Endpoint {
     armed: HashMap<u32, Instant>,
     ready: VecDeque<u32>,
     is_ready: BTreeSet<u32>,
-    /// Handshakes that peers have begun, by their address and connection id.
+    /// Links that peers have begun, by the address and the connection id they had: late copies of first messages are theirs.
     begun: BTreeMap<(SocketAddr, u32), u32>,
     half_open: VecDeque<u32>,
     retries: VecDeque<(SocketAddr, u32, [u8; wire::COOKIE])>,
@@ -503,7 +503,6 @@ impl Endpoint {
             if let Some(done) = handshake.take() {
                 self.half_open.retain(|half_open| *half_open != id);
                 if !done.initiator {
-                    self.begun.remove(&(done.path.remote, done.remote_id));
                     // Nobody seals a packet without having received at that address what the handshake has said.
                     link.path.confirm();
                 }
@@ -544,6 +543,10 @@ impl Endpoint {
 
     /// `None`: not a packet of a handshake that is under way here, nor the beginning of one.
     fn handle_handshake(&mut self, now: Instant, from: SocketAddr, datagram: &[u8]) -> Option<()> {
+        let (datagram, sum) = datagram.split_last_chunk::<4>()?;
+        if crc32c::crc32c(datagram).to_be_bytes() != *sum {
+            return None;
+        }
         let mut reader = Reader(datagram.get(1..)?);
         let (to, remote_id, step) = (reader.u32().ok()?, reader.u32().ok()?, reader.byte().ok()?);
         let cookie_length = reader.byte().ok()?;
@@ -572,7 +575,7 @@ impl Endpoint {
         } else if handshaking.remote_id != remote_id {
             return None;
         }
-        handshaking.path.heard(from, datagram.len());
+        handshaking.path.heard(from, datagram.len() + sum.len());
         let read = handshaking.read(step, message);
         match read {
             Ok(Some(session)) if !linked => self.linked(now, id, session),
@@ -659,16 +662,23 @@ impl Endpoint {
     }
 
     fn notice_suspension(&mut self, now: Instant) {
-        if self.timers.first().is_none_or(|(at, _)| now.saturating_duration_since(*at) < SUSPENDED) {
+        let Some(late) = self.timers.first().map(|(at, _)| now.saturating_duration_since(*at)).filter(|late| *late >= SUSPENDED) else {
             return;
-        }
+        };
         let mut ids: Vec<u32> = self.links.keys().copied().collect();
         ids.sort_unstable();
         for id in ids {
-            if let Some(State::Linked { link, .. }) = self.links.get_mut(&id) {
-                link.resumed(now);
-                self.touched(id);
+            match self.links.get_mut(&id) {
+                Some(State::Handshaking(handshaking)) => handshaking.ends_at += late,
+                Some(State::Linked { link, handshake, .. }) => {
+                    link.resumed(now);
+                    if let Some(handshake) = handshake {
+                        handshake.ends_at += late;
+                    }
+                }
+                _ => continue,
             }
+            self.touched(id);
         }
         // They are armed anew when there is nothing more to be sent; until then nothing is overdue.
         for (_, id) in std::mem::take(&mut self.timers) {
@@ -703,15 +713,17 @@ impl Endpoint {
                 }
                 Some(State::Linked { link, handshake, confirmed, .. }) => {
                     if let Some(handshake) = handshake.as_mut() {
-                        if now >= handshake.ends_at && !*confirmed {
+                        // Nothing that opens has come in all that time: whoever has answered, it was not the peer, or it is gone.
+                        if now >= handshake.ends_at {
+                            if *confirmed {
+                                let reason = CloseReason::NoAnswer(self.config.handshake_timeout);
+                                self.events.push_back(Event::Closed { link: LinkId(id), reason });
+                            }
                             self.refusals.handshakes += 1;
                             self.forget(id);
                             continue;
                         }
                         handshake.handle_timeout(now, &self.config);
-                    }
-                    if handshake.as_ref().is_some_and(|handshake| now >= handshake.ends_at) {
-                        *handshake = None;
                     }
                     if link.handle_timeout(now, &self.config) {
                         self.inform(Event::Silent(LinkId(id)));

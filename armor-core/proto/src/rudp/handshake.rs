@@ -123,7 +123,7 @@ impl Handshaking {
             return None;
         }
         let (step, message) = self.written.as_ref()?;
-        let size = 11 + self.cookie.len() + message.len();
+        let size = 15 + self.cookie.len() + message.len();
         if self.path.allowance() < size {
             return None;
         }
@@ -134,6 +134,9 @@ impl Handshaking {
         out.push(self.cookie.len() as u8);
         out.extend_from_slice(&self.cookie);
         out.extend_from_slice(message);
+        // Against damage; what somebody alters costs the handshake in any case.
+        let sum = crc32c::crc32c(out);
+        out.extend_from_slice(&sum.to_be_bytes());
         self.path.sent(size);
         if self.initiator {
             self.resend_at = Some(now + self.pause);

@@ -53,6 +53,7 @@ pub(super) struct Counts {
 
 pub(super) struct Link {
     protection: Box<dyn Protection>,
+    renewed_at: Instant,
     remote_id: u32,
     pub(super) path: Path,
     candidates: Vec<Candidate>,
@@ -98,6 +99,7 @@ impl Link {
     pub(super) fn new(now: Instant, config: &Config, protection: Box<dyn Protection>, remote_id: u32, path: Path) -> Self {
         Self {
             protection,
+            renewed_at: now,
             remote_id,
             path,
             candidates: Vec::new(),
@@ -497,6 +499,10 @@ impl Link {
                 wire::put_path_challenge(out, token);
             });
             return Some((to, out.len()));
+        }
+        if now.saturating_duration_since(self.renewed_at) >= config.renew_keys && self.largest_at > self.renewed_at {
+            self.renewed_at = now;
+            self.protection.renew();
         }
         let to = self.path.remote;
         if !self.is_silent()

@@ -71,6 +71,7 @@ pub trait Protection: Send {
     fn overhead(&self) -> usize;
 
     /// Seals in place: `packet` is the plaintext and, behind it, [`overhead`](Protection::overhead) bytes of room. `header` is authenticated too.
+    /// Should it ever fail, what is left must tell nothing and not open: the packet is then as if lost.
     fn seal(&mut self, number: u64, header: &[u8], packet: &mut [u8]);
 
     /// Opens in place and says how long the plaintext at the start of `packet` is. Replays are R-UDP's affair, not this one's.
@@ -78,6 +79,9 @@ pub trait Protection: Send {
     /// # Errors
     /// When it is not what the peer has sealed.
     fn open(&mut self, number: u64, header: &[u8], packet: &mut [u8]) -> Result<usize, OpenError>;
+
+    /// Goes on to another key, if it has keys to renew. Called every [`Config::renew_keys`](super::Config::renew_keys) when the peer has been heard since.
+    fn renew(&mut self) {}
 }
 
 /// No secrecy and no authentication: a CRC32C over packet number, header and content, against damage on the way.

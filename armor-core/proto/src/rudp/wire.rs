@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! data       0x51 | connection id (4) | packet number, its low 24 bits (3) | frames, sealed
-//! handshake  0x52 | to (4) | from (4) | step (1) | length of cookie (1) | cookie | the handshake's message
+//! handshake  0x52 | to (4) | from (4) | step (1) | length of cookie (1) | cookie | the handshake's message | CRC32C (4)
 //! retry      0x53 | to (4) | cookie (16)
 //! ```
 
