@@ -208,7 +208,7 @@ impl Bbr {
         if interval.is_zero() || self.lowest_rtt.is_some_and(|lowest| interval < lowest) {
             return;
         }
-        let rate = (self.delivered - stamp.delivered) as f64 / interval.as_secs_f64();
+        let rate = self.delivered.saturating_sub(stamp.delivered) as f64 / interval.as_secs_f64();
         if !stamp.app_limited || rate >= self.bandwidth.value() {
             self.bandwidth.update(self.round, rate);
         }

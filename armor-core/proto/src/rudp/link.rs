@@ -310,6 +310,7 @@ impl Link {
         let mut batch = Batch::default();
         let mut newest: Option<(u64, Instant)> = None;
         let mut short = false;
+        let sample_from = self.sample_from;
         let Self { sent, outbound, mtu, tell_window, counts, .. } = self;
         for range in ack.ranges() {
             sent.acknowledge(
@@ -320,7 +321,8 @@ impl Link {
                     counts.spurious += u64::from(told.spurious);
                     if newest.is_none_or(|(number, _)| told.number > number) {
                         newest = Some((told.number, told.at));
-                        batch.newest = Some(told.stamp);
+                        // An older one is of a model that is gone.
+                        batch.newest = (told.at >= sample_from).then_some(told.stamp);
                     }
                     if told.cargo.mtu_probe {
                         mtu.probe_acknowledged(now, usize::from(told.size));
