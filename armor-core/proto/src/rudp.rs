@@ -1,4 +1,4 @@
-//! R-UDP: links between daemons over datagrams (thesis §5.1). Reliable messages in channels, unreliable ones for which late is useless, over
+//! R-UDP: links between daemons over datagrams (thesis §5.3, §5.5). Reliable messages in channels, unreliable ones for which late is useless, over
 //! networks that lose, reorder and repeat, go away for minutes, and come back under another address.
 //!
 //! [`Endpoint`] holds the links of one socket. Its owner tells it what happened and asks for the effects, after every call, in this order:

@@ -1,4 +1,4 @@
-//! R-UDP: messages over good and bad networks, in simulated time (thesis §5.1).
+//! R-UDP: messages over good and bad networks, in simulated time (thesis §5.5).
 //!
 //! Every network is drawn from a seed that is printed. `ARMOR_SCHEDULES=N` runs N times as many.
 #![allow(clippy::unwrap_used, clippy::panic)]

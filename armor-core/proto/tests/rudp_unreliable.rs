@@ -1,4 +1,4 @@
-//! R-UDP: messages for which late is useless, in simulated time (thesis §5.1).
+//! R-UDP: messages for which late is useless, in simulated time (thesis §5.4).
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod rudp_sim;
