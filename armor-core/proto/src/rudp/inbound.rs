@@ -124,3 +124,54 @@ impl Inbound {
         self.granted
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn inbound() -> Inbound {
+        Inbound::new(1000, 100, 2, 50)
+    }
+
+    #[test]
+    fn a_message_is_given_out_when_all_before_it_are() {
+        let mut inbound = inbound();
+        assert_eq!(inbound.fragment(0, 3, b"\x01z"), Ok(false));
+        assert_eq!(inbound.fragment(0, 1, b"xy"), Ok(false));
+        assert_eq!(inbound.fragment(0, 0, b"\x02x"), Ok(true));
+        assert_eq!(inbound.fragment(0, 0, b"\x02xy\x01z"), Ok(false));
+        assert_eq!(inbound.take(), Some((0, Bytes::from_static(b"xy"))));
+        assert_eq!(inbound.take(), Some((0, Bytes::from_static(b"z"))));
+        assert_eq!(inbound.take(), None);
+    }
+
+    #[test]
+    fn a_peer_that_sends_beyond_its_window_is_at_fault() {
+        let mut inbound = inbound();
+        assert_eq!(inbound.fragment(0, 50, b"x"), Ok(false));
+        // Channels count together, each by its highest offset.
+        assert_eq!(inbound.fragment(1, 48, b"x"), Ok(false));
+        assert_eq!(inbound.fragment(1, 49, b"x"), Err(Violation::BeyondWindow));
+    }
+
+    #[test]
+    fn a_channel_too_many_and_a_message_too_long_are_faults() {
+        let mut inbound = inbound();
+        assert_eq!(inbound.fragment(7, 0, b"\x33"), Err(Violation::MessageTooLong));
+        assert_eq!(inbound.fragment(8, 0, b"\x32"), Ok(false));
+        assert_eq!(inbound.fragment(9, 0, b"\x01"), Err(Violation::TooManyChannels));
+    }
+
+    #[test]
+    fn the_window_moves_with_what_is_taken() {
+        let mut inbound = Inbound::new(80, 80, 2, 50);
+        for number in 0..4u64 {
+            assert_eq!(inbound.fragment(0, number * 20, &[19; 20]), Ok(true));
+        }
+        assert!(!inbound.should_grant());
+        inbound.take();
+        assert!(inbound.should_grant());
+        assert_eq!(inbound.grant(), 100);
+        assert!(!inbound.should_grant());
+    }
+}

@@ -315,3 +315,61 @@ pub(super) fn put_unreliable(out: &mut Vec<u8>, channel: u16, number: u64, parts
     }
     out.extend_from_slice(&(length & 0x3fff | 0x4000).to_be_bytes());
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::rudp::ranges::RangeSet;
+
+    proptest! {
+        #[test]
+        fn a_number_is_read_as_it_was_written(value in 0u64..1 << 62) {
+            let mut out = Vec::new();
+            put_varint(&mut out, value);
+            prop_assert_eq!(out.len(), varint_len(value));
+            prop_assert_eq!(Reader(&out).varint(), Ok(value));
+        }
+
+        #[test]
+        fn a_packet_number_is_known_by_its_low_bits(next in 0u64..1 << 60, ahead in -(1i64 << 22)..1 << 22) {
+            let number = next.saturating_add_signed(ahead);
+            let low = number.to_be_bytes();
+            prop_assert_eq!(full_number(next, [low[5], low[6], low[7]]), number);
+        }
+
+        #[test]
+        fn an_acknowledgement_tells_the_highest_ranges_that_have_room(parts in prop::collection::vec((1u64..5000, 1u64..100), 1..100), room in 0usize..400) {
+            let (mut received, mut at) = (RangeSet::default(), 0);
+            for (gap, length) in parts {
+                received.insert(at + gap..at + gap + length);
+                at += gap + length;
+            }
+            let mut out = Vec::new();
+            if !put_ack(&mut out, &received, 77, room) {
+                prop_assert!(room < 20);
+                return Ok(());
+            }
+            prop_assert!(out.len() <= room);
+            let Ok(Some(Frame::Ack(ack))) = Frames(Reader(&out)).next() else { return Err(TestCaseError::fail("no acknowledgement")) };
+            let told: Vec<_> = ack.ranges().collect();
+            prop_assert_eq!(ack.delay_us, 77);
+            prop_assert!(told.len() <= MAX_ACK_RANGES && !told.is_empty());
+            prop_assert_eq!(&told, &received.iter().rev().take(told.len()).cloned().collect::<Vec<_>>());
+        }
+
+        #[test]
+        fn garbage_has_an_end(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let mut frames = Frames(Reader(&bytes));
+            let mut count = 0;
+            while let Ok(Some(frame)) = frames.next() {
+                if let Frame::Ack(ack) = frame {
+                    prop_assert!(ack.ranges().all(|range| range.start < range.end && range.end <= ack.largest + 1));
+                }
+                count += 1;
+                prop_assert!(count <= bytes.len());
+            }
+        }
+    }
+}
