@@ -61,6 +61,9 @@ pub enum Closed {
     /// What came does not verify.
     #[error("{0}")]
     Record(RecordError),
+    /// What R-UDP has found.
+    #[error("{0}")]
+    Datagrams(armor_proto::rudp::CloseReason),
 }
 
 /// What became of a frame.

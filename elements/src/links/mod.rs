@@ -8,6 +8,7 @@
 
 mod backoff;
 pub mod child;
+pub mod datagrams;
 mod handshake;
 mod link;
 mod locations;
