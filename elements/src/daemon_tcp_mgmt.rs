@@ -11,98 +11,58 @@
 //! The listener outlives the process in the vault: links to a daemon that is being started again wait there, and one that is dialled is refused only when
 //! its vault is dead too.
 //!
-//! Invariants: a destination that is not reachable now has its messages kept within the bounds of [`Waiting`], then
-//! dropped; a frame is not sent back to where it came from unless the FTM says so.
-//!
-//! The ways of messages are in `routing`, links in `peers`, what protects them in `protection`, the listener in `listening`.
+//! The other daemons and the ways of messages are `links::daemons`; here are the listener (`listening`), dialling and the handshake (`protection`).
 
 #[path = "daemon_tcp_mgmt/listening.rs"]
 mod listening;
-#[path = "daemon_tcp_mgmt/peers.rs"]
-mod peers;
 #[path = "daemon_tcp_mgmt/protection.rs"]
 mod protection;
-#[path = "daemon_tcp_mgmt/routing.rs"]
-mod routing;
 #[cfg(test)]
 #[path = "daemon_tcp_mgmt/tests.rs"]
 mod tests;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use armor_core::context::Context;
 use armor_core::element::{Element, Operations, Setup};
-use armor_core::operations::SendReliable;
+use armor_core::events::Event;
+use armor_core::operations::{Route, SendReliable};
+use armor_proto::frame::Frame;
 use armor_proto::ids::ArmorId;
-use armor_proto::secure::PublicKey;
-use bytes::BytesMut;
 use serde::Deserialize;
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::endpoints::Keeping;
+use crate::links::daemons::{Daemons, Opening};
 use crate::links::security::{Security, check_protected};
-use crate::links::{Backoff, Greetings, Link, LinkId, Locations, Waiting};
-use crate::operations::{DaemonRegister, LinkChanged, LinkLost, LinkState, LocateArmor};
+use crate::links::{Channel, Closed, Greetings, Link, LinkId, LinkOwner, Stream, acknowledged};
+use crate::operations::{
+    ArmorAttach, ArmorLocation, DaemonRegister, DaemonRegistered, LinkChanged, LinkLost, LinkQuery, LinkState, LocateArmor, NodeFailed,
+};
 
 use listening::{listen, still_listens, write_address};
 
-/// Most links at once, those that have not said who they are included.
-const MAX_LINKS: usize = 1024;
-/// Most daemons remembered; those without a link are forgotten first.
-const MAX_PEERS: usize = 4096;
-/// Most daemons whose address outlives this process; the others' are asked for again.
-const KEPT_PEERS: usize = 256;
-/// Most ARMORs whose daemon is remembered.
-const MAX_LOCATIONS: usize = 65_536;
 /// Key of the listener in the vault.
 const LISTENER: &str = "listener";
-/// How long a message may wait for its way.
-const LONGEST_WAIT: Duration = Duration::from_secs(10);
-/// How long a peer may take to say who it is.
-const HELLO_WITHIN: Duration = Duration::from_secs(5);
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
-/// How often waiting messages and silent links are looked at; only while there are any.
-const TICK: Duration = Duration::from_millis(250);
-/// How often keys are looked at: whether nodes were taken out of the list, and which links want another key.
-const LOOK: Duration = Duration::from_secs(1);
-/// After so long a link that is used renews its keys, whatever has passed.
-const REKEY_AFTER: Duration = Duration::from_secs(600);
-/// Tokens of timers.
-const TICKING: u64 = 0;
-const LOOKING: u64 = 1;
-/// Most questions to the FTM at one tick.
-const QUESTIONS_PER_TICK: usize = 256;
 
 /// The element.
 pub struct DaemonTcpMgmt {
     config: Config,
-    name: String,
-    listening: Option<SocketAddr>,
     keeping: Keeping,
     /// The listener of an earlier life, until this one starts; then the present one. The vault has it too, so that whoever dials a daemon that is
     /// just being started again is connected at once, and sees that its node is alive.
     listener: Option<OwnedFd>,
-    peers: HashMap<ArmorId, Peer>,
-    links: HashMap<LinkId, Held>,
+    daemons: Daemons<Link>,
     next_link: LinkId,
-    locations: Locations,
-    /// ARMORs that have attached to this node's gateway; what passes by a remote daemon says nothing about where they are.
-    local: HashSet<ArmorId>,
-    waiting: Waiting,
-    /// Keys and the list of trusted nodes; absent when links are not protected.
-    security: Option<Security>,
     /// Accepted, and the handshake is not done.
     greetings: Greetings,
     /// Connected to daemons that have been dialled, which have not answered the handshake yet: how their kernels do is known all the same.
     introducing: HashMap<ArmorId, OwnedFd>,
-    scratch: BytesMut,
-    ticking: bool,
-    /// Whether the FTM has accepted this daemon; the reason when it has not.
-    registered: Option<Result<(), String>>,
-    dropped: u64,
 }
 
 /// Keys in TOML.
@@ -144,35 +104,6 @@ impl TryFrom<Written> for Config {
     }
 }
 
-/// A daemon.
-#[derive(Default)]
-struct Peer {
-    name: String,
-    /// Where it accepts links, once somebody has told.
-    address: Option<String>,
-    /// The newest link whose peer has said to be this daemon.
-    link: Option<(LinkId, Link)>,
-    dialling: bool,
-    backoff: Backoff,
-    /// Whether the present outage has been told.
-    told: bool,
-}
-
-/// A link, from its first byte on.
-struct Held {
-    link: Link,
-    /// Who it is, once it has said so.
-    peer: Option<ArmorId>,
-    /// Who was dialled.
-    dialled: Option<ArmorId>,
-    remote: String,
-    local: Option<SocketAddr>,
-    opened: Instant,
-    /// Whom the handshake has shown the peer to be, and when the link had its last key, on a link that is protected.
-    shown: Option<(String, PublicKey)>,
-    rekeyed: Instant,
-}
-
 impl Element for DaemonTcpMgmt {
     const NAME: &'static str = "daemon_tcp_mgmt";
     const PURPOSE: &'static str = "TCP links to other daemons: accepts, connects on demand, routes";
@@ -186,29 +117,15 @@ impl Element for DaemonTcpMgmt {
         }
         let security = config.keys.as_ref().map(|directory| Security::read(directory, &setup.name)).transpose()?;
         let (keeping, mut handed) = Keeping::open(setup, Self::NAME)?;
-        let mut peers = HashMap::new();
-        if let Some(ftm) = &config.ftm {
-            peers.insert(ArmorId::FTM, Peer { name: "ftm".to_owned(), address: Some(ftm.clone()), ..Peer::default() });
-        }
+        let daemons = Daemons::new(&setup.name, config.ftm.as_deref(), config.advertise.clone(), security, dial);
         Ok(DaemonTcpMgmt {
             config,
-            name: setup.name.clone(),
-            listening: None,
             listener: handed.take(LISTENER),
             keeping,
-            peers,
-            links: HashMap::new(),
+            daemons,
             next_link: 0,
-            locations: Locations::new(MAX_LOCATIONS),
-            local: HashSet::new(),
-            waiting: Waiting::new(LONGEST_WAIT),
-            security,
             greetings: Greetings::default(),
             introducing: HashMap::new(),
-            scratch: BytesMut::with_capacity(64 << 10),
-            ticking: false,
-            registered: None,
-            dropped: 0,
         })
     }
 
@@ -230,7 +147,7 @@ impl Element for DaemonTcpMgmt {
 
     fn start(&mut self, context: &mut Context<'_>) -> Result<(), String> {
         // Peers know the address of the earlier life.
-        let wanted = self.listening.unwrap_or(self.config.listen);
+        let wanted = self.daemons.listening.unwrap_or(self.config.listen);
         let listener = match self.listener.take().and_then(|kept| still_listens(kept, wanted)) {
             Some(listener) => listener,
             None => listen(wanted)?,
@@ -240,48 +157,22 @@ impl Element for DaemonTcpMgmt {
         self.keeping.watch(context, |_, _, _| {}, Self::keep_again);
         self.listener = Some(kept);
         let address = listener.local_addr().map_err(|error| error.to_string())?;
-        self.listening = Some(address);
-        context.state_changed();
         write_address(&context.setup().run_dir, address)?;
         self.accept_links(listener, context);
-        if self.security.is_some() {
-            context.timer(LOOK, LOOKING);
-        }
-        if context.armor() == ArmorId::FTM {
-            context.send_to(ArmorId::FTM, self.registration(context.armor(), None));
-        } else {
-            self.dial(ArmorId::FTM, context);
-        }
+        self.daemons.started(address, context);
         Ok(())
     }
 
     fn timer(&mut self, token: u64, context: &mut Context<'_>) {
-        if token == LOOKING {
-            self.look_at_keys(Instant::now(), context);
-            return;
-        }
-        self.ticking = false;
-        self.tick(Instant::now(), context);
+        self.daemons.timer(token, context);
     }
 
     fn capture(&self) -> Option<Vec<u8>> {
-        let peers = self.peers.iter().filter(|(armor, _)| **armor != ArmorId::FTM);
-        let known = peers.filter_map(|(armor, peer)| Some((*armor, &peer.name, peer.address.as_ref()?)));
-        rmp_serde::to_vec(&(self.listening?, known.take(KEPT_PEERS).collect::<Vec<_>>())).ok()
+        self.daemons.capture()
     }
 
     fn restore(&mut self, state: &[u8]) -> Result<(), String> {
-        let (address, peers): (SocketAddr, Vec<(ArmorId, String, String)>) =
-            rmp_serde::from_slice(state).map_err(|error| error.to_string())?;
-        // What waits for them need not wait for the FTM too; that is asked all the same.
-        for (armor, name, address) in peers.into_iter().filter(|(armor, ..)| *armor != ArmorId::FTM).take(KEPT_PEERS) {
-            self.peers.insert(armor, Peer { name, address: Some(address), ..Peer::default() });
-        }
-        // Another address in the composition wins; a port of the kernel's choice stays the one that it chose.
-        if self.config.listen.ip() == address.ip() && [0, address.port()].contains(&self.config.listen.port()) {
-            self.listening = Some(address);
-        }
-        Ok(())
+        self.daemons.restore(state, self.config.listen)
     }
 
     fn stop(&mut self, _: &mut Context<'_>) {
@@ -289,32 +180,103 @@ impl Element for DaemonTcpMgmt {
     }
 
     fn status(&self) -> serde_json::Value {
-        let peers: Vec<serde_json::Value> = self
-            .peers
-            .iter()
-            .map(|(armor, peer)| {
-                let link = peer.link.as_ref().map(|(_, link)| link);
-                serde_json::json!({
-                    "armor": armor.to_string(), "name": peer.name, "address": peer.address, "linked": link.is_some(),
-                    "queued_bytes": link.map_or(0, Link::queued_bytes), "dropped": link.map_or(0, Link::dropped),
-                    "keys": link.map_or(0, Link::keys),
-                })
-            })
-            .collect();
-        serde_json::json!({
-            "listen": self.listening.map(|address| address.to_string()), "ftm": self.config.ftm,
-            "registered": self.registered.as_ref().is_some_and(Result::is_ok),
-            "refused": self.registered.as_ref().and_then(|registered| registered.as_ref().err()),
-            "peers": peers, "links": self.links.len(), "locations": self.locations.len(),
-            "waiting": self.waiting.len(), "dropped": self.dropped,
-            "security": self.security.as_ref().map(Security::status), "greetings": self.greetings.len(),
-        })
+        let mut status = self.daemons.status(self.config.ftm.as_deref());
+        status["greetings"] = self.greetings.len().into();
+        status
     }
 }
 
+/// Dials a daemon.
+fn dial(armor: ArmorId, address: String, pause: Duration, context: &mut Context<'_>) {
+    let handle = context.handle::<DaemonTcpMgmt>();
+    context.spawn(async move {
+        // Even a sleep of no time waits for the next whole millisecond.
+        if !pause.is_zero() {
+            tokio::time::sleep(pause).await;
+        }
+        let connected = tokio::time::timeout(CONNECT_WITHIN, TcpStream::connect(&address)).await;
+        let connected = connected.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
+        handle.call(|element, context| match connected {
+            Ok(stream) => element.connected(stream, armor, address, context),
+            Err(error) => element.daemons.not_connected(armor, &address, &error.to_string(), context),
+        });
+    });
+}
+
 impl DaemonTcpMgmt {
+    fn accept_links(&self, listener: TcpListener, context: &mut Context<'_>) {
+        let handle = context.handle::<Self>();
+        context.spawn(async move {
+            loop {
+                let called = match listener.accept().await {
+                    Ok((stream, remote)) => handle.call(|element, context| element.accepted(stream, remote, context)),
+                    Err(error) => {
+                        let called = handle.call(|_, context| context.event(Event::new("link-refused").with("reason", &error)));
+                        // Out of file descriptors, most likely: not again at once.
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                        called
+                    }
+                };
+                if called.is_none() {
+                    return;
+                }
+            }
+        });
+    }
+
+    /// Takes in a connection on which frames can be sent now.
+    fn hold(&mut self, stream: TcpStream, channel: Option<Channel>, dialled: Option<ArmorId>, remote: String, context: &mut Context<'_>) {
+        if !self.daemons.has_room(dialled, &remote, context) {
+            return;
+        }
+        self.next_link += 1;
+        let id = self.next_link;
+        let local = stream.local_addr().ok();
+        let shown = channel.as_ref().map(|channel| (channel.peer.clone(), channel.key));
+        let link = match channel {
+            Some(channel) => Link::open_protected::<Self>(id, Stream::Tcp(stream), channel, context),
+            None => Link::open::<Self>(id, Stream::Tcp(stream), context),
+        };
+        self.daemons.hold(id, link, Opening { dialled, remote, local, shown }, context);
+    }
+
+    fn route(&mut self, _: &Route, context: &mut Context<'_>) {
+        self.daemons.route(context);
+    }
+
+    fn location(&mut self, location: &ArmorLocation, context: &mut Context<'_>) {
+        self.daemons.location(location, context);
+    }
+
+    fn registered(&mut self, registered: &DaemonRegistered, context: &mut Context<'_>) {
+        self.daemons.registered(registered, context);
+    }
+
+    fn attached(&mut self, attach: &ArmorAttach, context: &mut Context<'_>) {
+        self.daemons.attached(attach, context);
+    }
+
+    fn node_failed(&mut self, failed: &NodeFailed, context: &mut Context<'_>) {
+        self.daemons.node_failed(failed, context);
+    }
+
+    fn link_query(&mut self, query: &LinkQuery, context: &mut Context<'_>) {
+        let introducing = self.introducing.get(&query.peer).map(|socket| acknowledged(socket.as_fd()));
+        self.daemons.link_query(query, introducing, context);
+    }
+
     /// Another vault keeps nothing yet.
     fn keep_again(&mut self) {
         self.keeping.keep_some(LISTENER, self.listener.as_ref());
+    }
+}
+
+impl LinkOwner for DaemonTcpMgmt {
+    fn link_frame(&mut self, id: LinkId, frame: Frame, context: &mut Context<'_>) {
+        self.daemons.link_frame(id, frame, context);
+    }
+
+    fn link_closed(&mut self, id: LinkId, why: &Closed, context: &mut Context<'_>) {
+        self.daemons.link_closed(id, why, context);
     }
 }

@@ -1,6 +1,9 @@
 #![allow(clippy::expect_used, clippy::panic)]
 
+use std::time::Instant;
+
 use super::*;
+use crate::links::daemons::{LONGEST_WAIT, REKEY_AFTER};
 use crate::links::{as_frame, encode};
 use crate::operations::{ArmorAttach, ArmorLocation};
 use armor_core::context::Effect;
@@ -39,30 +42,30 @@ fn dials(effects: &[Effect]) -> usize {
 fn an_unknown_destination_is_asked_for_once_and_its_daemon_dialled_when_the_ftm_knows_it() {
     let (setup, mut element, mut effects) = (setup(), element(), Vec::new());
     let mut context = Context::detached(&setup, None, &mut effects);
-    element.keep(ArmorId(70), encoded(ArmorId(70)), &mut context);
-    element.keep(ArmorId(70), encoded(ArmorId(70)), &mut context);
+    element.daemons.keep(ArmorId(70), encoded(ArmorId(70)), &mut context);
+    element.daemons.keep(ArmorId(70), encoded(ArmorId(70)), &mut context);
     assert_eq!(questions(&effects), [ArmorId(70)]);
     assert_eq!(dials(&effects), 0);
     let location = ArmorLocation { armor: ArmorId(70), daemon: ArmorId(7), address: "127.0.0.1:2".into() };
-    element.location(&location, &mut Context::detached(&setup, None, &mut effects));
-    element.location(&location, &mut Context::detached(&setup, None, &mut effects));
+    element.daemons.location(&location, &mut Context::detached(&setup, None, &mut effects));
+    element.daemons.location(&location, &mut Context::detached(&setup, None, &mut effects));
     assert_eq!(dials(&effects), 1);
-    assert_eq!(element.next_hop(ArmorId(70)), Some(ArmorId(7)));
-    assert_eq!(element.waiting.len(), 2);
+    assert_eq!(element.daemons.next_hop(ArmorId(70)), Some(ArmorId(7)));
+    assert_eq!(element.daemons.waiting.len(), 2);
 }
 
 #[test]
 fn where_daemons_are_outlives_the_process_so_that_its_next_life_dials_them_at_once() {
     let (setup, mut element, mut effects) = (setup(), element(), Vec::new());
-    element.listening = Some(SocketAddr::from(([127, 0, 0, 1], 4000)));
+    element.daemons.listening = Some(SocketAddr::from(([127, 0, 0, 1], 4000)));
     let location = ArmorLocation { armor: ArmorId(7), daemon: ArmorId(7), address: "127.0.0.1:2".into() };
-    element.location(&location, &mut Context::detached(&setup, None, &mut effects));
+    element.daemons.location(&location, &mut Context::detached(&setup, None, &mut effects));
     let mut next = self::element();
     next.restore(&element.capture().expect("a state")).expect("works");
-    next.keep(ArmorId(7), encoded(ArmorId(7)), &mut Context::detached(&setup, None, &mut effects));
+    next.daemons.keep(ArmorId(7), encoded(ArmorId(7)), &mut Context::detached(&setup, None, &mut effects));
     assert_eq!(dials(&effects), 1);
     assert_eq!(questions(&effects), [ArmorId(7)], "it may have moved");
-    assert_eq!(next.listening, element.listening);
+    assert_eq!(next.daemons.listening, element.daemons.listening);
     assert!(self::element().restore(b"").is_err());
 }
 
@@ -70,11 +73,11 @@ fn where_daemons_are_outlives_the_process_so_that_its_next_life_dials_them_at_on
 fn messages_without_a_way_are_dropped_in_time_and_the_ftm_is_told_except_of_its_own() {
     let (setup, mut element, mut effects) = (setup(), element(), Vec::new());
     let mut context = Context::detached(&setup, None, &mut effects);
-    element.keep(ArmorId(70), encoded(ArmorId(70)), &mut context);
-    element.keep(ArmorId::FTM, encoded(ArmorId::FTM), &mut context);
-    element.tick(Instant::now() + LONGEST_WAIT, &mut context);
-    assert!(element.waiting.is_empty());
-    assert_eq!(element.dropped, 2);
+    element.daemons.keep(ArmorId(70), encoded(ArmorId(70)), &mut context);
+    element.daemons.keep(ArmorId::FTM, encoded(ArmorId::FTM), &mut context);
+    element.daemons.tick(Instant::now() + LONGEST_WAIT, &mut context);
+    assert!(element.daemons.waiting.is_empty());
+    assert_eq!(element.daemons.dropped, 2);
     assert_eq!(effects.iter().filter(|effect| matches!(effect, Effect::Event(_))).count(), 1);
 }
 
@@ -83,27 +86,27 @@ fn messages_for_an_ephemeral_speaker_that_is_gone_do_not_wait() {
     let (setup, mut element, mut effects) = (setup(), element(), Vec::new());
     let mut context = Context::detached(&setup, None, &mut effects);
     let gone = ArmorId::ephemeral(77);
-    element.keep(gone, encoded(gone), &mut context);
-    element.location(&ArmorLocation { armor: gone, daemon: ArmorId::NONE, address: String::new() }, &mut context);
-    assert!(element.waiting.is_empty());
+    element.daemons.keep(gone, encoded(gone), &mut context);
+    element.daemons.location(&ArmorLocation { armor: gone, daemon: ArmorId::NONE, address: String::new() }, &mut context);
+    assert!(element.daemons.waiting.is_empty());
 }
 
 #[test]
 fn a_frame_is_not_sent_back_to_where_it_came_from() {
     let mut element = element();
-    element.locations.learn(ArmorId(9), ArmorId(7));
-    element.locations.learn(ArmorId(70), ArmorId(7));
+    element.daemons.locations.learn(ArmorId(9), ArmorId(7));
+    element.daemons.locations.learn(ArmorId(70), ArmorId(7));
     let Some(frame) = as_frame(&encoded(ArmorId(70))) else { panic!("a frame") };
-    element.avoid_echo(&frame);
-    assert_eq!(element.next_hop(ArmorId(70)), None);
+    element.daemons.avoid_echo(&frame);
+    assert_eq!(element.daemons.next_hop(ArmorId(70)), None);
 }
 
 #[test]
 fn what_waited_for_a_local_armor_goes_back_to_the_dispatcher_when_it_attaches() {
     let (setup, mut element, mut effects) = (setup(), element(), Vec::new());
     let mut context = Context::detached(&setup, None, &mut effects);
-    element.keep(ArmorId(70), encoded(ArmorId(70)), &mut context);
-    element.attached(&ArmorAttach { armor: ArmorId(70), name: "node1/x".into(), pid: 1 }, &mut context);
+    element.daemons.keep(ArmorId(70), encoded(ArmorId(70)), &mut context);
+    element.daemons.attached(&ArmorAttach { armor: ArmorId(70), name: "node1/x".into(), pid: 1 }, &mut context);
     assert!(effects.iter().any(|effect| matches!(effect, Effect::Received(frame) if frame.destination == ArmorId(70))));
 }
 
@@ -135,12 +138,12 @@ fn protected(directory: &std::path::Path) -> (DaemonTcpMgmt, LinkId, tokio::net:
     let (setup, mut element, mut effects) = (setup(), DaemonTcpMgmt::new(config, &setup()).expect("works"), Vec::new());
     let (_, first) = dial(&peer, "node1", &trusted, Transport::Tcp).expect("begun");
     let (established, _) = answer(&own, &trusted, Transport::Tcp, &first).expect("answered");
-    let channel = Channel::new(established, BytesMut::new());
+    let channel = Channel::new(established, bytes::BytesMut::new());
     let shown = Some((channel.peer.clone(), channel.key));
     let (socket, far) = tokio::net::UnixStream::pair().expect("a pair");
     let link = Link::open_protected::<DaemonTcpMgmt>(1, Stream::Unix(socket), channel, &mut Context::detached(&setup, None, &mut effects));
-    let (remote, now) = ("192.0.2.7:1".to_owned(), Instant::now());
-    element.links.insert(1, Held { link, peer: None, dialled: None, remote, local: None, opened: now, shown, rekeyed: now });
+    let opening = Opening { dialled: None, remote: "192.0.2.7:1".to_owned(), local: None, shown };
+    element.daemons.hold(1, link, opening, &mut Context::detached(&setup, None, &mut effects));
     (element, 1, far)
 }
 
@@ -156,14 +159,14 @@ async fn a_daemon_is_who_its_key_says_whatever_it_says_itself() {
     let (mut element, id, _far) = protected(directory.path());
     let (setup, mut effects) = (setup(), Vec::new());
     for (armor, name) in lies {
-        element.hello(id, hello(armor, name), &mut Context::detached(&setup, None, &mut effects));
-        assert!(element.links[&id].peer.is_none(), "{name}");
+        element.daemons.hello(id, hello(armor, name), &mut Context::detached(&setup, None, &mut effects));
+        assert!(element.daemons.links[&id].peer.is_none(), "{name}");
     }
-    assert!(!element.is_linked(ArmorId::FTM) && !element.is_linked(own));
+    assert!(!element.daemons.is_linked(ArmorId::FTM) && !element.daemons.is_linked(own));
     assert_eq!(element.status()["security"]["refused"]["wrong-name"], lies.len());
     assert!(effects.iter().filter(|effect| matches!(effect, Effect::Event(event) if event.what == "link-refused")).count() == lies.len());
-    element.hello(id, hello(own, "node7"), &mut Context::detached(&setup, None, &mut effects));
-    assert!(element.is_linked(own));
+    element.daemons.hello(id, hello(own, "node7"), &mut Context::detached(&setup, None, &mut effects));
+    assert!(element.daemons.is_linked(own));
 }
 
 #[tokio::test]
@@ -171,18 +174,18 @@ async fn links_get_another_key_in_time_and_end_when_their_node_is_taken_out_of_t
     let directory = tempfile::tempdir().expect("a directory");
     let (mut element, id, _far) = protected(directory.path());
     let (setup, mut effects) = (setup(), Vec::new());
-    let closed = |element: &DaemonTcpMgmt| element.links[&id].link.send(encoded(ArmorId(7))) == crate::links::Sent::Closed;
+    let closed = |element: &DaemonTcpMgmt| element.daemons.links[&id].link.send(encoded(ArmorId(7))) == crate::links::Sent::Closed;
     assert!(!closed(&element));
     let later = Instant::now() + REKEY_AFTER;
-    element.look_at_keys(later, &mut Context::detached(&setup, None, &mut effects));
+    element.daemons.look_at_keys(later, &mut Context::detached(&setup, None, &mut effects));
     assert!(!closed(&element));
-    assert_eq!(element.links[&id].link.keys(), 2);
+    assert_eq!(element.daemons.links[&id].link.keys(), 2);
     crate::links::security::change_trusted(directory.path(), |trusted| {
         trusted.remove("node7");
         Ok(())
     })
     .expect("changed");
-    element.look_at_keys(later, &mut Context::detached(&setup, None, &mut effects));
+    element.daemons.look_at_keys(later, &mut Context::detached(&setup, None, &mut effects));
     assert!(closed(&element));
     assert_eq!(element.status()["security"]["refused"]["removed"], 1);
 }

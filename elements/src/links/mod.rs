@@ -8,6 +8,7 @@
 
 mod backoff;
 pub mod child;
+pub mod daemons;
 pub mod datagrams;
 mod handshake;
 mod link;

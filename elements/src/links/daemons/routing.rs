@@ -1,24 +1,22 @@
 //! The way of a message: to a daemon that is linked, or into the queue of those that wait for their way, which is sought meanwhile.
 
-use std::os::fd::AsFd as _;
 use std::time::Instant;
 
 use armor_core::context::{Context, Routed};
 use armor_core::events::Event;
-use armor_core::operations::Route;
 use armor_proto::frame::{Encoded, Frame};
 use armor_proto::ids::ArmorId;
 
-use super::{DaemonTcpMgmt, HELLO_WITHIN, QUESTIONS_PER_TICK, TICK, TICKING};
-use crate::links::{Sent, acknowledged, as_frame};
+use super::{Daemons, HELLO_WITHIN, PeerLink, QUESTIONS_PER_TICK, TICK, TICKING};
+use crate::links::{Acknowledged, Sent, as_frame};
 use crate::operations::{ArmorAttach, ArmorLocation, LinkQuery, LinkState, LocateArmor, NodeFailed};
 
-impl DaemonTcpMgmt {
-    pub(super) fn route(&mut self, _: &Route, context: &mut Context<'_>) {
+impl<L: PeerLink> Daemons<L> {
+    pub(crate) fn route(&mut self, context: &mut Context<'_>) {
         let Some(destination) = context.routed_to() else { return };
         let own = context.armor();
         // Without an FTM there is nobody to ask.
-        let knows_ftm = own == ArmorId::FTM || self.config.ftm.is_some();
+        let knows_ftm = own == ArmorId::FTM || self.knows_ftm;
         if destination == ArmorId::NONE || !(knows_ftm || self.next_hop(destination).is_some()) {
             return;
         }
@@ -40,20 +38,20 @@ impl DaemonTcpMgmt {
     }
 
     /// The daemon to which messages for `destination` go.
-    pub(super) fn next_hop(&self, destination: ArmorId) -> Option<ArmorId> {
+    pub(crate) fn next_hop(&self, destination: ArmorId) -> Option<ArmorId> {
         if self.peers.contains_key(&destination) {
             return Some(destination);
         }
         self.locations.daemon_of(destination)
     }
 
-    pub(super) fn is_linked(&self, peer: ArmorId) -> bool {
+    pub(crate) fn is_linked(&self, peer: ArmorId) -> bool {
         self.peers.get(&peer).is_some_and(|peer| peer.link.is_some())
     }
 
     /// A frame that would go back to the daemon it came from: one of us has an old location, so the FTM is asked.
     /// Messages on their way home (source = destination) are no such frames.
-    pub(super) fn avoid_echo(&mut self, frame: &Frame) {
+    pub(crate) fn avoid_echo(&mut self, frame: &Frame) {
         if frame.source != frame.destination
             && let Some(hop) = self.locations.daemon_of(frame.destination)
             && self.next_hop(frame.source) == Some(hop)
@@ -62,7 +60,7 @@ impl DaemonTcpMgmt {
         }
     }
 
-    pub(super) fn send(&mut self, peer: ArmorId, encoded: Encoded, context: &mut Context<'_>) {
+    pub(crate) fn send(&mut self, peer: ArmorId, encoded: Encoded, context: &mut Context<'_>) {
         let Some(peer) = self.peers.get_mut(&peer) else { return };
         let Some((_, link)) = &peer.link else { return };
         match link.send(encoded) {
@@ -76,7 +74,7 @@ impl DaemonTcpMgmt {
     }
 
     /// Keeps a message until its way is open, and sees that it is being opened.
-    pub(super) fn keep(&mut self, destination: ArmorId, encoded: Encoded, context: &mut Context<'_>) {
+    pub(crate) fn keep(&mut self, destination: ArmorId, encoded: Encoded, context: &mut Context<'_>) {
         let first = !self.waiting.is_waiting(destination);
         if !self.waiting.push(destination, encoded, Instant::now()) {
             self.dropped += 1;
@@ -88,7 +86,7 @@ impl DaemonTcpMgmt {
         self.tick_later(context);
     }
 
-    pub(super) fn seek(&mut self, destination: ArmorId, context: &mut Context<'_>) {
+    pub(crate) fn seek(&mut self, destination: ArmorId, context: &mut Context<'_>) {
         if let Some(hop) = self.next_hop(destination) {
             self.dial(hop, context);
         }
@@ -98,7 +96,7 @@ impl DaemonTcpMgmt {
         }
     }
 
-    pub(super) fn location(&mut self, location: &ArmorLocation, context: &mut Context<'_>) {
+    pub(crate) fn location(&mut self, location: &ArmorLocation, context: &mut Context<'_>) {
         let ArmorLocation { armor, daemon, address } = location;
         if *daemon == ArmorId::NONE || *daemon == context.armor() {
             // Nobody knows it, or it is a local ARMOR that is not attached now. It may come within the time that messages
@@ -125,7 +123,7 @@ impl DaemonTcpMgmt {
     }
 
     /// Sends what waits for a daemon and for ARMORs behind it.
-    pub(super) fn flush_towards(&mut self, daemon: ArmorId, context: &mut Context<'_>) {
+    pub(crate) fn flush_towards(&mut self, daemon: ArmorId, context: &mut Context<'_>) {
         let reachable: Vec<ArmorId> = self.waiting.destinations().filter(|armor| self.next_hop(*armor) == Some(daemon)).collect();
         for armor in reachable {
             for encoded in self.waiting.take(armor) {
@@ -135,7 +133,7 @@ impl DaemonTcpMgmt {
     }
 
     /// A local ARMOR is there now: what waited for it goes back to the dispatcher, and so to the gateway.
-    pub(super) fn attached(&mut self, attach: &ArmorAttach, context: &mut Context<'_>) {
+    pub(crate) fn attached(&mut self, attach: &ArmorAttach, context: &mut Context<'_>) {
         if !attach.armor.is_ephemeral() {
             self.local.insert(attach.armor);
             self.locations.forget(attach.armor);
@@ -148,19 +146,19 @@ impl DaemonTcpMgmt {
     }
 
     /// A failed node's ARMORs may come back on another one. Its link is left to TCP: it may only be slow.
-    pub(super) fn node_failed(&mut self, failed: &NodeFailed, _: &mut Context<'_>) {
+    pub(crate) fn node_failed(&mut self, failed: &NodeFailed, _: &mut Context<'_>) {
         self.locations.forget_daemon(failed.armor);
     }
 
-    pub(super) fn link_query(&mut self, query: &LinkQuery, context: &mut Context<'_>) {
+    /// Answers how the link to a daemon is. `introducing`: what is known of one that is not there yet.
+    pub(crate) fn link_query(&self, query: &LinkQuery, introducing: Option<Option<Acknowledged>>, context: &mut Context<'_>) {
         let link = self.peers.get(&query.peer).and_then(|peer| peer.link.as_ref()).map(|(_, link)| link);
         // A listener that its vault keeps has taken this one, and the daemon has yet to come back.
         let dialled = || self.links.values().find(|held| held.peer.is_none() && held.dialled == Some(query.peer)).map(|held| &held.link);
         let link = link.or_else(dialled);
-        let introducing = self.introducing.get(&query.peer);
-        let acknowledged = match (link, introducing) {
-            (Some(link), _) => link.acknowledged(),
-            (None, socket) => socket.and_then(|socket| acknowledged(socket.as_fd())),
+        let acknowledged = match link {
+            Some(link) => link.acknowledged(),
+            None => introducing.flatten(),
         };
         let state = LinkState {
             peer: query.peer,
@@ -172,13 +170,13 @@ impl DaemonTcpMgmt {
         context.send_to(context.armor(), state);
     }
 
-    pub(super) fn tick_later(&mut self, context: &mut Context<'_>) {
+    pub(crate) fn tick_later(&mut self, context: &mut Context<'_>) {
         if !std::mem::replace(&mut self.ticking, true) {
             context.timer(TICK, TICKING);
         }
     }
 
-    pub(super) fn tick(&mut self, now: Instant, context: &mut Context<'_>) {
+    pub(crate) fn tick(&mut self, now: Instant, context: &mut Context<'_>) {
         for (destination, messages) in self.waiting.expire(now) {
             self.dropped += messages as u64;
             // The event would go to the FTM itself, and wait, and expire.

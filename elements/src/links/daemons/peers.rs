@@ -1,87 +1,45 @@
 //! Links to peers: dialled, accepted, introduced, lost.
 
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use armor_core::context::Context;
 use armor_core::events::Event;
 use armor_proto::frame::Frame;
 use armor_proto::ids::ArmorId;
 use armor_proto::message::Message;
-use tokio::net::{TcpListener, TcpStream};
 
-use super::{CONNECT_WITHIN, DaemonTcpMgmt, Held, MAX_LINKS, MAX_PEERS};
-use crate::links::{Channel, Closed, Link, LinkId, LinkOwner, Stream, encode, introduction, node_addresses};
+use super::{Daemons, Held, MAX_LINKS, MAX_PEERS, Opening, PeerLink};
+use crate::links::{Closed, LinkId, encode, introduction, node_addresses};
 use crate::operations::{DaemonHello, DaemonRegister, DaemonRegistered, LinkChanged, LinkLost};
 
-impl DaemonTcpMgmt {
-    pub(super) fn accept_links(&self, listener: TcpListener, context: &mut Context<'_>) {
-        let handle = context.handle::<Self>();
-        context.spawn(async move {
-            loop {
-                let called = match listener.accept().await {
-                    Ok((stream, remote)) => handle.call(|element, context| element.accepted(stream, remote, context)),
-                    Err(error) => {
-                        let called = handle.call(|_, context| context.event(Event::new("link-refused").with("reason", &error)));
-                        // Out of file descriptors, most likely: not again at once.
-                        tokio::time::sleep(Duration::from_millis(100)).await;
-                        called
-                    }
-                };
-                if called.is_none() {
-                    return;
-                }
-            }
-        });
-    }
-
-    pub(super) fn dial(&mut self, armor: ArmorId, context: &mut Context<'_>) {
+impl<L: PeerLink> Daemons<L> {
+    /// Dials a daemon whose address is known, unless there is a link to it or one under way.
+    pub(crate) fn dial(&mut self, armor: ArmorId, context: &mut Context<'_>) {
         let Some(peer) = self.peers.get_mut(&armor) else { return };
         if peer.dialling || peer.link.is_some() {
             return;
         }
         let Some(address) = peer.address.clone() else { return };
         peer.dialling = true;
-        let pause = peer.backoff.pause();
-        let handle = context.handle::<Self>();
-        context.spawn(async move {
-            // Even a sleep of no time waits for the next whole millisecond.
-            if !pause.is_zero() {
-                tokio::time::sleep(pause).await;
-            }
-            let connected = tokio::time::timeout(CONNECT_WITHIN, TcpStream::connect(&address)).await;
-            let connected = connected.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
-            handle.call(|element, context| match connected {
-                Ok(stream) => element.connected(stream, armor, address, context),
-                Err(error) => element.not_connected(armor, &address, &error.to_string(), context),
-            });
-        });
+        (self.dialler)(armor, address, peer.backoff.pause(), context);
     }
 
-    /// Takes in a connection on which frames can be sent now.
-    pub(super) fn hold(
-        &mut self,
-        stream: TcpStream,
-        channel: Option<Channel>,
-        dialled: Option<ArmorId>,
-        remote: String,
-        context: &mut Context<'_>,
-    ) {
-        if self.links.len() >= MAX_LINKS {
-            context.event(Event::new("link-refused").with("peer", &remote).with("reason", format!("{MAX_LINKS} links are open")));
-            if let Some(peer) = dialled.and_then(|armor| self.peers.get_mut(&armor)) {
-                peer.dialling = false;
-            }
-            return;
+    /// Whether there is room for one more link; if not, that is told.
+    pub(crate) fn has_room(&mut self, dialled: Option<ArmorId>, remote: &str, context: &mut Context<'_>) -> bool {
+        if self.links.len() < MAX_LINKS {
+            return true;
         }
-        self.next_link += 1;
-        let id = self.next_link;
-        let local = stream.local_addr().ok();
-        let shown = channel.as_ref().map(|channel| (channel.peer.clone(), channel.key));
-        let link = match channel {
-            Some(channel) => Link::open_protected::<Self>(id, Stream::Tcp(stream), channel, context),
-            None => Link::open::<Self>(id, Stream::Tcp(stream), context),
-        };
+        context.event(Event::new("link-refused").with("peer", remote).with("reason", format!("{MAX_LINKS} links are open")));
+        if let Some(peer) = dialled.and_then(|armor| self.peers.get_mut(&armor)) {
+            peer.dialling = false;
+        }
+        false
+    }
+
+    /// Takes in a link on which frames can be sent now, and says who speaks.
+    pub(crate) fn hold(&mut self, id: LinkId, link: L, opened: Opening, context: &mut Context<'_>) {
+        let Opening { dialled, remote, local, shown } = opened;
         let hello = DaemonHello { armor: context.armor(), name: self.name.clone(), address: self.advertised(local) };
         let mut message = Message::to(dialled.unwrap_or(ArmorId::NONE), hello);
         message.source = context.armor();
@@ -96,7 +54,7 @@ impl DaemonTcpMgmt {
         self.tick_later(context);
     }
 
-    pub(super) fn not_connected(&mut self, armor: ArmorId, address: &str, reason: &str, context: &mut Context<'_>) {
+    pub(crate) fn not_connected(&mut self, armor: ArmorId, address: &str, reason: &str, context: &mut Context<'_>) {
         let Some(peer) = self.peers.get_mut(&armor) else { return };
         peer.dialling = false;
         if peer.link.is_none() && !std::mem::replace(&mut peer.told, true) {
@@ -106,13 +64,13 @@ impl DaemonTcpMgmt {
     }
 
     /// The FTM is always wanted, other daemons while something waits for them.
-    pub(super) fn dial_if_wanted(&mut self, armor: ArmorId, context: &mut Context<'_>) {
+    pub(crate) fn dial_if_wanted(&mut self, armor: ArmorId, context: &mut Context<'_>) {
         if armor == ArmorId::FTM || self.waiting.destinations().any(|waiting| self.next_hop(waiting) == Some(armor)) {
             self.dial(armor, context);
         }
     }
 
-    pub(super) fn hello(&mut self, id: LinkId, hello: DaemonHello, context: &mut Context<'_>) {
+    pub(crate) fn hello(&mut self, id: LinkId, hello: DaemonHello, context: &mut Context<'_>) {
         if self.lies(id, &hello, context) {
             return;
         }
@@ -172,11 +130,11 @@ impl DaemonTcpMgmt {
         }
     }
 
-    pub(super) fn registration(&self, armor: ArmorId, local: Option<SocketAddr>) -> DaemonRegister {
+    pub(crate) fn registration(&self, armor: ArmorId, local: Option<SocketAddr>) -> DaemonRegister {
         DaemonRegister { armor, name: self.name.clone(), address: self.advertised(local), node_addresses: node_addresses() }
     }
 
-    pub(super) fn registered(&mut self, registered: &DaemonRegistered, context: &mut Context<'_>) {
+    pub(crate) fn registered(&mut self, registered: &DaemonRegistered, context: &mut Context<'_>) {
         self.registered = Some(if registered.accepted { Ok(()) } else { Err(registered.reason.clone()) });
         if !registered.accepted {
             tracing::error!("the FTM refuses this daemon: {}", registered.reason);
@@ -185,8 +143,8 @@ impl DaemonTcpMgmt {
     }
 
     /// Where others reach this daemon; a wildcard is replaced by the address that a link goes out from.
-    pub(super) fn advertised(&self, local: Option<SocketAddr>) -> String {
-        if let Some(advertise) = &self.config.advertise {
+    pub(crate) fn advertised(&self, local: Option<SocketAddr>) -> String {
+        if let Some(advertise) = &self.advertise {
             return advertise.clone();
         }
         let Some(listening) = self.listening else { return String::new() };
@@ -195,10 +153,9 @@ impl DaemonTcpMgmt {
             _ => listening.to_string(),
         }
     }
-}
 
-impl LinkOwner for DaemonTcpMgmt {
-    fn link_frame(&mut self, id: LinkId, frame: Frame, context: &mut Context<'_>) {
+    /// A frame has come by a link.
+    pub(crate) fn link_frame(&mut self, id: LinkId, frame: Frame, context: &mut Context<'_>) {
         let Some(held) = self.links.get(&id) else { return };
         let Some(peer) = held.peer else {
             match introduction::<DaemonHello>(&frame) {
@@ -225,7 +182,8 @@ impl LinkOwner for DaemonTcpMgmt {
         context.received(frame);
     }
 
-    fn link_closed(&mut self, id: LinkId, why: &Closed, context: &mut Context<'_>) {
+    /// A link has ended.
+    pub(crate) fn link_closed(&mut self, id: LinkId, why: &Closed, context: &mut Context<'_>) {
         let Some(held) = self.links.remove(&id) else { return };
         if let Closed::Frame(error) = why {
             context.event(Event::new("link-refused").with("peer", &held.remote).with("reason", error));
