@@ -224,7 +224,8 @@ impl DaemonGateway {
         held.armor = Some(attach.armor);
         let (link, pid) = (held.link.clone(), held.pid);
         if frame.destination == ArmorId::NONE {
-            let hello = DaemonHello { armor: context.armor(), name: context.setup().name.clone(), address: String::new() };
+            let hello =
+                DaemonHello { armor: context.armor(), name: context.setup().name.clone(), address: String::new(), life: 0, only: true };
             let mut message = Message::to(attach.armor, hello);
             message.source = context.armor();
             if let Ok(encoded) = encode(&message) {

@@ -237,7 +237,7 @@ impl DaemonTcpMgmt {
             Some(channel) => Link::open_protected::<Self>(id, Stream::Tcp(stream), channel, context),
             None => Link::open::<Self>(id, Stream::Tcp(stream), context),
         };
-        self.daemons.hold(id, link, Opening { dialled, remote, local, shown }, context);
+        self.daemons.hold(id, link, Opening { dialled, remote, return_address: None, local, shown }, context);
     }
 
     fn route(&mut self, _: &Route, context: &mut Context<'_>) {

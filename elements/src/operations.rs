@@ -56,8 +56,8 @@ pub struct ClientRow {
 armor_proto::operations! { ELEMENT_OPERATIONS;
     /// Attaches a local ARMOR (or the `armor` program) to its daemon's gateway.
     0x0100 MSG_ARMOR_ATTACH => pub struct ArmorAttach { armor: ArmorId, name: String, pid: u32 }
-    /// First message on a link between daemons.
-    0x0101 MSG_DAEMON_HELLO => pub struct DaemonHello { armor: ArmorId, name: String, address: String }
+    /// First message on a link between daemons. `life`: drawn anew by each process; `only`: the sender has no other link to this peer.
+    0x0101 MSG_DAEMON_HELLO => pub struct DaemonHello { armor: ArmorId, name: String, address: String, life: u64, only: bool }
     /// A daemon registers with the FTM (thesis §5.4): where it accepts links, and the addresses of its node.
     0x0102 MSG_DAEMON_REGISTER => pub struct DaemonRegister { armor: ArmorId, name: String, address: String, node_addresses: Vec<std::net::IpAddr> }
     /// The FTM knows the daemon now.

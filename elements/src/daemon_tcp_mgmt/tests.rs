@@ -142,13 +142,13 @@ fn protected(directory: &std::path::Path) -> (DaemonTcpMgmt, LinkId, tokio::net:
     let shown = Some((channel.peer.clone(), channel.key));
     let (socket, far) = tokio::net::UnixStream::pair().expect("a pair");
     let link = Link::open_protected::<DaemonTcpMgmt>(1, Stream::Unix(socket), channel, &mut Context::detached(&setup, None, &mut effects));
-    let opening = Opening { dialled: None, remote: "192.0.2.7:1".to_owned(), local: None, shown };
+    let opening = Opening { dialled: None, remote: "192.0.2.7:1".to_owned(), return_address: None, local: None, shown };
     element.daemons.hold(1, link, opening, &mut Context::detached(&setup, None, &mut effects));
     (element, 1, far)
 }
 
 fn hello(armor: ArmorId, name: &str) -> crate::operations::DaemonHello {
-    crate::operations::DaemonHello { armor, name: name.into(), address: String::new() }
+    crate::operations::DaemonHello { armor, name: name.into(), address: String::new(), life: 1, only: true }
 }
 
 #[tokio::test]

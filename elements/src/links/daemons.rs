@@ -9,6 +9,7 @@
 mod keys;
 mod peers;
 mod routing;
+mod silence;
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
@@ -59,6 +60,10 @@ pub trait PeerLink: Clone {
     fn acknowledged(&self) -> Option<Acknowledged>;
     /// Bytes that wait for the peer.
     fn queued_bytes(&self) -> usize;
+    /// Whether a peer that is silent on it may answer there again, from wherever.
+    fn outlives_silence(&self) -> bool {
+        false
+    }
     /// Renews the key with which this side encrypts, if there is one.
     fn rekey(&self);
     /// More to show in `armor status`: an object.
@@ -98,6 +103,8 @@ pub struct Daemons<L> {
     /// Address told to others instead.
     pub advertise: Option<String>,
     knows_ftm: bool,
+    /// Of this process, so that peers know its links from those of one that is dead.
+    life: u64,
     dialler: Dialler,
     /// By their armor-ids.
     pub peers: HashMap<ArmorId, Peer<L>>,
@@ -133,11 +140,29 @@ pub struct Peer<L> {
     backoff: Backoff,
     /// Whether the present outage has been told.
     pub told: bool,
+    /// The process that the link leads to.
+    life: u64,
+    /// Where it was heard last, if it can be dialled there.
+    heard_at: Option<String>,
+    /// Since when it does not answer, and how often it has been dialled since.
+    pub silent: Option<Instant>,
+    attempts: u32,
 }
 
 impl<L> Default for Peer<L> {
     fn default() -> Self {
-        Peer { name: String::new(), address: None, link: None, dialling: false, backoff: Backoff::default(), told: false }
+        Peer {
+            name: String::new(),
+            address: None,
+            link: None,
+            dialling: false,
+            backoff: Backoff::default(),
+            told: false,
+            life: 0,
+            heard_at: None,
+            silent: None,
+            attempts: 0,
+        }
     }
 }
 
@@ -149,13 +174,22 @@ pub struct Held<L> {
     pub peer: Option<ArmorId>,
     /// Who was dialled.
     pub dialled: Option<ArmorId>,
+    /// Dialled because the peer was silent on another one.
+    instead: bool,
     /// The peer's address.
     pub remote: String,
+    return_address: Option<String>,
     local: Option<SocketAddr>,
     opened: Instant,
     /// Whom the handshake has shown the peer to be, and when the link had its last key, on a link that is protected.
     pub shown: Option<(String, PublicKey)>,
     rekeyed: Instant,
+}
+
+/// Differs between any two processes of a daemon.
+fn life() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    (since.as_nanos() as u64) ^ (u64::from(std::process::id()) << 48)
 }
 
 /// What is known of a link when it begins.
@@ -164,6 +198,8 @@ pub struct Opening {
     pub dialled: Option<ArmorId>,
     /// The peer's address.
     pub remote: String,
+    /// The same when the peer can be dialled there.
+    pub return_address: Option<String>,
     /// This side's.
     pub local: Option<SocketAddr>,
     /// Whom the handshake has shown the peer to be.
@@ -183,6 +219,7 @@ impl<L: PeerLink> Daemons<L> {
             listening: None,
             advertise,
             knows_ftm: ftm.is_some(),
+            life: life(),
             dialler,
             peers,
             links: HashMap::new(),

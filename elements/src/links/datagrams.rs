@@ -10,6 +10,7 @@
 //! wait for a peer than [`OUT_LIMIT`], or one frame.
 
 mod driver;
+pub mod protected;
 mod socket;
 
 use std::cell::{Cell, RefCell};
@@ -232,12 +233,13 @@ impl DatagramLink {
         self.shared.wake.notify_one();
     }
 
-    /// When the peer was heard last. Unlike with TCP it is the daemon that acknowledges, not its kernel.
+    /// When the peer was heard last. Unlike with TCP it is the daemon that acknowledges, and nothing is known of its kernel. So nothing waits for that, and
+    /// a daemon that is silent counts as busy for as long as one may be.
     #[must_use]
     pub fn acknowledged(&self) -> Option<Acknowledged> {
         let status = self.status()?;
         let ago_ms = u32::try_from(status.heard_at.elapsed().as_millis()).unwrap_or(u32::MAX);
-        Some(Acknowledged { ago_ms, waiting: u32::from(status.silent || status.in_flight > 0) })
+        Some(Acknowledged { ago_ms, waiting: 0 })
     }
 
     /// How the link is doing; `None` when it is not open.

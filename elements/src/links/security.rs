@@ -19,6 +19,7 @@ use armor_proto::secure::{Established, HandshakeError, Identity, KeyPair, Public
 use rustix::fs::FlockOperation;
 use serde_json::{Value, json};
 
+use super::datagrams::protected::Keyring;
 use crate::operations::check_name;
 
 /// Largest file that is read as a list or a key.
@@ -242,8 +243,25 @@ impl Security {
     /// # Errors
     /// When its key is not in the list.
     pub fn dial(&self, armor: ArmorId, transport: Transport) -> Result<(armor_proto::secure::Dialling, Vec<u8>), HandshakeError> {
-        let name = self.names.get(&armor).cloned().unwrap_or_else(|| armor.to_string());
-        armor_proto::secure::dial(&self.own, &name, &self.trusted, transport)
+        armor_proto::secure::dial(&self.own, &self.name_of(armor), &self.trusted, transport)
+    }
+
+    /// What handshakes over datagrams need.
+    #[must_use]
+    pub fn keyring(&self) -> Keyring {
+        Keyring::new(self.own.clone(), self.trusted.clone())
+    }
+
+    /// The list as it is now.
+    #[must_use]
+    pub fn trusted(&self) -> &Trusted {
+        &self.trusted
+    }
+
+    /// The name under which a daemon's key is in the list, or its armor-id.
+    #[must_use]
+    pub fn name_of(&self, armor: ArmorId) -> String {
+        self.names.get(&armor).cloned().unwrap_or_else(|| armor.to_string())
     }
 
     /// Answers a first message.

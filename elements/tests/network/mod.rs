@@ -52,6 +52,10 @@ impl Node {
         Node { armor, run_dir, thread: Some(thread) }
     }
 
+    pub fn udp_address(&self) -> String {
+        std::fs::read_to_string(self.run_dir.join("udp.addr")).expect("udp.addr").trim().to_owned()
+    }
+
     pub fn tcp_address(&self) -> String {
         std::fs::read_to_string(self.run_dir.join("tcp.addr")).expect("tcp.addr").trim().to_owned()
     }

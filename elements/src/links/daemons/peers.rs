@@ -17,11 +17,15 @@ impl<L: PeerLink> Daemons<L> {
     /// Dials a daemon whose address is known, unless there is a link to it or one under way.
     pub(crate) fn dial(&mut self, armor: ArmorId, context: &mut Context<'_>) {
         let Some(peer) = self.peers.get_mut(&armor) else { return };
-        if peer.dialling || peer.link.is_some() {
+        if peer.dialling || (peer.link.is_some() && peer.silent.is_none()) {
             return;
         }
-        let Some(address) = peer.address.clone() else { return };
+        // It may be where it was heard last, which it cannot know when there is a router between.
+        let places = [peer.address.as_ref(), peer.heard_at.as_ref()];
+        let (first, second) = if peer.attempts.is_multiple_of(2) { (places[0], places[1]) } else { (places[1], places[0]) };
+        let Some(address) = first.or(second).cloned() else { return };
         peer.dialling = true;
+        peer.attempts = peer.attempts.wrapping_add(1);
         (self.dialler)(armor, address, peer.backoff.pause(), context);
     }
 
@@ -39,8 +43,10 @@ impl<L: PeerLink> Daemons<L> {
 
     /// Takes in a link on which frames can be sent now, and says who speaks.
     pub(crate) fn hold(&mut self, id: LinkId, link: L, opened: Opening, context: &mut Context<'_>) {
-        let Opening { dialled, remote, local, shown } = opened;
-        let hello = DaemonHello { armor: context.armor(), name: self.name.clone(), address: self.advertised(local) };
+        let Opening { dialled, remote, return_address, local, shown } = opened;
+        let only = dialled.and_then(|armor| self.peers.get(&armor)).is_some_and(|peer| peer.link.is_none());
+        let instead = dialled.is_some() && !only;
+        let hello = DaemonHello { armor: context.armor(), name: self.name.clone(), address: self.advertised(local), life: self.life, only };
         let mut message = Message::to(dialled.unwrap_or(ArmorId::NONE), hello);
         message.source = context.armor();
         match encode(&message) {
@@ -50,22 +56,26 @@ impl<L: PeerLink> Daemons<L> {
             Err(error) => context.event(Event::new("message-refused").with("reason", error)),
         }
         let opened = Instant::now();
-        self.links.insert(id, Held { link, peer: None, dialled, remote, local, opened, shown, rekeyed: opened });
+        self.links.insert(id, Held { link, peer: None, dialled, instead, remote, return_address, local, opened, shown, rekeyed: opened });
         self.tick_later(context);
     }
 
     pub(crate) fn not_connected(&mut self, armor: ArmorId, address: &str, reason: &str, context: &mut Context<'_>) {
         let Some(peer) = self.peers.get_mut(&armor) else { return };
         peer.dialling = false;
-        if peer.link.is_none() && !std::mem::replace(&mut peer.told, true) {
+        if (peer.link.is_none() || peer.silent.is_some()) && !std::mem::replace(&mut peer.told, true) {
             context.event(Event::new("link-down").with("peer", &peer.name).with("address", address).with("reason", reason));
+            if peer.silent.is_some() && armor != ArmorId::FTM {
+                context.send_to(ArmorId::FTM, LinkLost { peer: armor, reporter: context.armor() });
+            }
         }
         self.dial_if_wanted(armor, context);
     }
 
     /// The FTM is always wanted, other daemons while something waits for them.
     pub(crate) fn dial_if_wanted(&mut self, armor: ArmorId, context: &mut Context<'_>) {
-        if armor == ArmorId::FTM || self.waiting.destinations().any(|waiting| self.next_hop(waiting) == Some(armor)) {
+        let silent = self.peers.get(&armor).is_some_and(|peer| peer.silent.is_some());
+        if armor == ArmorId::FTM || silent || self.waiting.destinations().any(|waiting| self.next_hop(waiting) == Some(armor)) {
             self.dial(armor, context);
         }
     }
@@ -102,7 +112,7 @@ impl<L: PeerLink> Daemons<L> {
             peer.dialling = false;
         }
         held.peer = Some(hello.armor);
-        let (local, link) = (held.local, held.link.clone());
+        let (local, link, return_address) = (held.local, held.link.clone(), held.return_address.clone());
         if self.peers.len() >= MAX_PEERS {
             self.peers.retain(|armor, peer| *armor == ArmorId::FTM || peer.link.is_some() || peer.dialling);
         }
@@ -115,9 +125,29 @@ impl<L: PeerLink> Daemons<L> {
         if peer.address != known {
             context.state_changed();
         }
-        peer.link = Some((id, link));
+        peer.heard_at = return_address;
         peer.backoff.reset();
+        let same = std::mem::replace(&mut peer.life, hello.life) == hello.life;
+        let accepted = peer.link.as_ref().and_then(|(current, _)| self.links.get(current)).is_some_and(|held| held.dialled.is_none());
+        // One that has no other has closed the one that it had opened. Where both have dialled, both say so, and have not.
+        let only = hello.only && (accepted || peer.silent.is_some());
+        if same && !only && peer.link.as_ref().is_some_and(|(_, link)| link.outlives_silence()) {
+            // The one that there is may have more on its way. This one is kept beside it, if it is not there again by now.
+            let needless = peer.silent.is_none();
+            if let Some(held) = self.links.get(&id).filter(|held| needless && held.instead) {
+                held.link.close();
+            }
+            return;
+        }
+        let before = peer.link.replace((id, link));
         peer.told = false;
+        peer.silent = None;
+        peer.attempts = 0;
+        if before.is_some() && (!same || only) {
+            // They lead to a process that is dead, or has closed them.
+            self.close_others(hello.armor, id);
+        }
+        let Some(peer) = self.peers.get(&hello.armor) else { return };
         let up = Event::new("link-up").with("peer", &peer.name);
         if hello.armor == ArmorId::FTM {
             let registration = self.registration(context.armor(), local);
@@ -209,10 +239,13 @@ impl<L: PeerLink> Daemons<L> {
             return;
         }
         peer.link = other;
+        peer.silent = None;
         if peer.link.is_none() {
-            peer.told = true;
-            context.event(Event::new("link-down").with("peer", &peer.name).with("address", &held.remote).with("reason", why));
-            if armor != ArmorId::FTM {
+            let told = std::mem::replace(&mut peer.told, true);
+            if !told {
+                context.event(Event::new("link-down").with("peer", &peer.name).with("address", &held.remote).with("reason", why));
+            }
+            if !told && armor != ArmorId::FTM {
                 context.send_to(ArmorId::FTM, LinkLost { peer: armor, reporter: context.armor() });
             }
             self.dial_if_wanted(armor, context);

@@ -189,11 +189,12 @@ impl<L: PeerLink> Daemons<L> {
                 held.link.close();
             }
         }
+        self.look_at_silence(now, context);
         let sought: Vec<ArmorId> = self.waiting.destinations().take(QUESTIONS_PER_TICK).collect();
         for destination in sought {
             self.seek(destination, context);
         }
-        if !self.waiting.is_empty() || self.links.values().any(|held| held.peer.is_none()) {
+        if !self.waiting.is_empty() || self.links.values().any(|held| held.peer.is_none()) || self.is_watching_silence() {
             self.tick_later(context);
         }
     }
