@@ -76,7 +76,7 @@ mod tests {
         let (reply, _asker) = ReplyTo::pair();
         let request = Request::Accepted { addr: address, client: client.into(), again: false };
         let mut effects = Effects::new();
-        let asked = Asked { request, socket: Some(accepted.into()), pid: 1, reply };
+        let asked = Asked { request, socket: Some(accepted.into()), pid: std::process::id(), reply };
         element.accepted(asked, &mut Context::detached(&setup, None, &mut effects));
         let id = *element.clients.keys().next().unwrap();
         let refusal = AppcommConnectReply { reply: refusal(id) };
