@@ -8,6 +8,8 @@ use armor_core::composition::Composition;
 pub(crate) const BUILT_IN: &[(&str, &str)] = &[
     ("ftm", include_str!("../../configs/ftm.toml")),
     ("daemon", include_str!("../../configs/daemon.toml")),
+    ("ftm-udp", include_str!("../../configs/ftm-udp.toml")),
+    ("daemon-udp", include_str!("../../configs/daemon-udp.toml")),
     ("execution", include_str!("../../configs/execution.toml")),
     ("gateway", GATEWAY),
 ];
@@ -23,7 +25,9 @@ pub(crate) fn read(name_or_path: &Path) -> anyhow::Result<Composition> {
         Some((name, text)) => Composition::parse(&format!("<built-in {name}>"), text, &kinds)?,
         None => Composition::read(name_or_path, &kinds).map_err(|error| match name_or_path.exists() {
             true => anyhow::Error::new(error),
-            false => anyhow::anyhow!("{error}; built-in compositions are ftm, daemon, execution and gateway"),
+            false => anyhow::anyhow!(
+                "{error}; built-in compositions are ftm and daemon (with -udp behind for links over UDP), execution and gateway"
+            ),
         })?,
     })
 }

@@ -225,9 +225,15 @@ impl ArmorDirectory {
         ready.is_some() && ready == self.pid()
     }
 
-    /// Where the ARMOR accepts links, as its transport wrote it.
+    /// Where the ARMOR accepts links over TCP.
     pub(crate) fn tcp_address(&self) -> Option<String> {
-        std::fs::read_to_string(self.path.join("tcp.addr")).ok().map(|text| text.trim().to_owned())
+        self.link_address("daemon_tcp_mgmt")
+    }
+
+    /// Where the ARMOR has links, as the element that makes them wrote it.
+    pub(crate) fn link_address(&self, element: &str) -> Option<String> {
+        let file = if element == "daemon_udp_mgmt" { "udp.addr" } else { "tcp.addr" };
+        std::fs::read_to_string(self.path.join(file)).ok().map(|text| text.trim().to_owned())
     }
 
     /// Process of the ARMOR, when it lives.
@@ -379,7 +385,9 @@ impl ArmorDirectory {
     /// Removes what would be mistaken for a living ARMOR; state and log stay.
     pub(crate) fn remove_sockets(&self) {
         self.remove_sockets_of_next_life();
-        let _ = std::fs::remove_file(self.path.join("tcp.addr"));
+        for file in ["tcp.addr", "udp.addr"] {
+            let _ = std::fs::remove_file(self.path.join(file));
+        }
     }
 
     /// The same for an ARMOR that is to come back: where daemons look for it stays known, also when it cannot start this time.

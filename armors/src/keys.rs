@@ -6,6 +6,7 @@ use anyhow::{Context as _, anyhow, bail};
 use armor_elements::links::security;
 
 use crate::services;
+use crate::transport::Transport;
 
 /// Which keys a command is about.
 #[derive(clap::Args, Debug, Clone)]
@@ -46,10 +47,10 @@ impl Protection {
     ///
     /// # Errors
     /// When a key is missing or cannot be read.
-    pub(crate) fn settings(&self, names: &[&str], addresses: &[&str]) -> anyhow::Result<Vec<String>> {
+    pub(crate) fn settings(&self, names: &[&str], addresses: &[&str], transport: Transport) -> anyhow::Result<Vec<String>> {
         let beyond = addresses.iter().any(|address| !security::is_loopback(address));
         if self.insecure {
-            return Ok(if beyond { vec!["daemon_tcp_mgmt.insecure=true".to_owned()] } else { Vec::new() });
+            return Ok(if beyond { transport.settings("insecure", |_| "true".to_owned()) } else { Vec::new() });
         }
         if self.place.directory.is_none() && !beyond {
             return Ok(Vec::new());
@@ -64,6 +65,7 @@ impl Protection {
                 bail!("{} has {other} for {name}, whose key here is {}", security::trusted_file(&directory).display(), keys.public());
             }
         }
-        Ok(vec![format!("daemon_tcp_mgmt.keys={}", toml::Value::String(services::utf8(directory)?))])
+        let directory = toml::Value::String(services::utf8(directory)?).to_string();
+        Ok(transport.settings("keys", |_| directory.clone()))
     }
 }

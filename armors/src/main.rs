@@ -25,6 +25,7 @@ mod recovery;
 mod services;
 mod shim_library;
 mod survey;
+mod transport;
 
 use std::process::ExitCode;
 

@@ -14,6 +14,7 @@ use armor_proto::ids::ArmorId;
 use armor_vault::{ENV_VAULT, Session};
 
 use crate::environment::{ArmorDirectory, Base, Place};
+use crate::transport::Transport;
 use crate::{compositions, log, own_vault, services, shim_library};
 
 /// Run one ARMOR in the foreground
@@ -128,14 +129,16 @@ impl Start {
 
     /// An FTM that comes back takes the port again at which daemons look for it, when it was free to choose.
     fn listen_where_it_was(&mut self, directory: &ArmorDirectory) {
-        let before: Option<SocketAddr> = directory.tcp_address().and_then(|address| address.parse().ok());
-        let listen = self.settings.iter_mut().rfind(|(element, key, _)| element == "daemon_tcp_mgmt" && key == "listen");
-        if let (Some(before), Some((_, _, listen))) = (before, listen)
-            && let Ok(mut address) = listen.parse::<SocketAddr>()
-            && address.port() == 0
-        {
-            address.set_port(before.port());
-            *listen = address.to_string();
+        for name in Transport::Both.elements() {
+            let before: Option<SocketAddr> = directory.link_address(name).and_then(|address| address.parse().ok());
+            let listen = self.settings.iter_mut().rfind(|(element, key, _)| element == name && key == "listen");
+            if let (Some(before), Some((_, _, listen))) = (before, listen)
+                && let Ok(mut address) = listen.parse::<SocketAddr>()
+                && address.port() == 0
+            {
+                address.set_port(before.port());
+                *listen = address.to_string();
+            }
         }
     }
 

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use crate::environment::{Base, Place};
 use crate::output::{self, Table};
 use crate::survey::{Found, Survey, entries, text};
+use crate::transport;
 
 /// Show nodes, ARMORs, applications, services, connections and recoveries
 #[derive(clap::Args)]
@@ -50,9 +51,11 @@ fn tables(survey: &Survey) -> String {
     let standbys = Some(("Standbys", standbys(survey))).filter(|(_, table)| !table.render().is_empty());
     let gateways = Some(("Gateways", gateways(survey))).filter(|(_, table)| !table.render().is_empty());
     let security = Some(("Protected links", security(survey))).filter(|(_, table)| !table.render().is_empty());
+    let datagrams = Some(("Links over UDP", datagram_links(survey))).filter(|(_, table)| !table.render().is_empty());
     let shown: Vec<String> = sections[..2]
         .iter()
         .chain(&security)
+        .chain(&datagrams)
         .chain(&sections[2..3])
         .chain(&standbys)
         .chain(&sections[3..4])
@@ -112,8 +115,8 @@ fn armors(survey: &Survey) -> Table {
 /// ARMORs with keys: what they trust, and what they have refused.
 fn security(survey: &Survey) -> Table {
     let mut table = Table::new(&["ARMOR", "KEY", "TRUSTED", "LINKS", "REFUSED", "LIST"]);
-    for found in &survey.armors {
-        let state = found.element("daemon_tcp_mgmt");
+    let links = |found: &'_ Found| transport::links(|name| found.element(name)).into_iter().cloned().collect::<Vec<_>>();
+    for (found, state) in survey.armors.iter().flat_map(|found| links(found).into_iter().map(move |state| (found, state))) {
         let security = &state["security"];
         if security.is_null() {
             continue;
@@ -127,6 +130,26 @@ fn security(survey: &Survey) -> Table {
             text(&state["links"]),
             if refused.is_empty() { "none".to_owned() } else { refused },
             security["list"].as_str().map_or_else(|| "ok".to_owned(), str::to_owned),
+        ]);
+    }
+    table
+}
+
+/// Links over UDP: how they do.
+fn datagram_links(survey: &Survey) -> Table {
+    let mut table = Table::new(&["ARMOR", "PEER", "ADDRESS", "STATE", "ROUND TRIP", "LOST", "RATE", "DATAGRAM"]);
+    for (found, row) in rows(survey, "daemon_udp_mgmt", "peers").filter(|(_, row)| row["linked"] == true) {
+        let number = |key: &str| row[key].as_u64().unwrap_or_default();
+        let lost = number("packets_lost") as f64 * 100.0 / (number("packets_sent").max(1)) as f64;
+        table.row([
+            found.name.clone(),
+            text(&row["name"]),
+            text(&row["remote"]),
+            if row["silent"] == true { "silent" } else { "answers" }.to_owned(),
+            format!("{:.1} ms", number("round_trip_us") as f64 / 1000.0),
+            format!("{lost:.1} %"),
+            format!("{:.1} Mbit/s", number("rate_bytes_per_s") as f64 * 8.0 / 1e6),
+            text(&row["datagram_bytes"]),
         ]);
     }
     table

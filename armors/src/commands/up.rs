@@ -19,6 +19,7 @@ use crate::ending::Ending;
 use crate::environment::{ArmorDirectory, Base, Place};
 use crate::keys::Protection;
 use crate::survey::{element, entries};
+use crate::transport::Transport;
 use crate::{output, services, shim_library};
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -43,6 +44,9 @@ pub(crate) struct Up {
     /// What becomes of applications that may move when their node does not hear its FTM: they "serve" on, or are killed ("stop") before they are started elsewhere
     #[arg(long, value_name = "WHAT", value_parser = ["serve", "stop"])]
     isolated: Option<String>,
+    /// What links between nodes are made of: over "udp" they outlive outages and changes of address
+    #[arg(long, value_enum, default_value_t)]
+    transport: Transport,
     #[command(flatten)]
     protection: Protection,
     #[command(flatten)]
@@ -63,36 +67,45 @@ impl Up {
         let mut started = Started { children: Vec::new() };
         let mut text = String::new();
 
-        let (ftm, listen) = match &self.ftm {
+        let transport = self.transport;
+        let everywhere = |address: String| transport.elements().iter().map(|element| (*element, address.clone())).collect();
+        let (ftm, listen): (Vec<(&str, String)>, SocketAddr) = match &self.ftm {
             Some(ftm) => {
                 let address = resolve(ftm)?;
-                (address.to_string(), self.listen.map_or_else(|| towards(address), Ok)?)
+                (everywhere(address.to_string()), self.listen.map_or_else(|| towards(address), Ok)?)
             }
             None => {
                 let directory = base.armor("ftm");
                 let listen = self.listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)));
                 let names: Vec<&str> = std::iter::once("ftm").chain(self.nodes.iter().map(|name| &**name)).collect();
-                let protection = self.protection.settings(&names, &[&listen.to_string()])?;
-                let life = Life::of_ftm(&base, &directory, listen, protection);
-                started.armor(&base, &directory, "ftm", &life, &mut text)?;
-                let address =
-                    directory.tcp_address().with_context(|| format!("the FTM has not written {}/tcp.addr", directory.path().display()))?;
+                let protection = self.protection.settings(&names, &[&listen.to_string()], transport)?;
+                let life = Life::of_ftm(&base, &directory, listen, protection, transport);
+                started.armor(&base, &directory, &transport.composition("ftm"), &life, &mut text)?;
+                let address = transport.addresses(&directory);
+                let address = address.with_context(|| {
+                    format!(
+                        "the FTM in {} has no links of that kind; `armor down` first, or leave --transport as it was",
+                        directory.path().display()
+                    )
+                })?;
                 // Daemons of this machine are beside the FTM, on a port that the kernel chooses.
                 (address, SocketAddr::new(listen.ip(), 0))
             }
         };
         let nodes: Vec<&str> = self.nodes.iter().map(|name| &**name).collect();
-        let protection = self.protection.settings(&nodes, &[&ftm, &listen.to_string()])?;
+        let (at, told) = (listen.to_string(), ftm.first().map_or_else(String::new, |(_, address)| address.clone()));
+        let protection = self.protection.settings(&nodes, &[&told, &at], transport)?;
         for name in &self.nodes {
             let directory = base.armor(name);
-            let mut settings = vec![format!("daemon_tcp_mgmt.ftm={ftm}"), format!("daemon_tcp_mgmt.listen={listen}")];
+            let mut settings: Vec<String> = ftm.iter().map(|(element, address)| format!("{element}.ftm={address}")).collect();
+            settings.extend(transport.settings("listen", |_| at.clone()));
             settings.extend(protection.iter().cloned());
             settings.extend(labels_setting(&self.labels)?);
             settings.extend(self.isolated.iter().map(|what| format!("node_lease.isolated={what}")));
             // ARMORs that a dead daemon has installed live on and are taken up by its next life.
             let life = if directory.installed().is_empty() { Life::New(settings) } else { Life::Next(settings) };
-            started.armor(&base, &directory, "daemon", &life, &mut text)?;
-            registered(&directory, &ftm)?;
+            started.armor(&base, &directory, &transport.composition("daemon"), &life, &mut text)?;
+            registered(&directory, &told)?;
         }
         let everything_ran = started.children.is_empty();
         started.children.clear();
@@ -131,11 +144,16 @@ enum Life {
 
 impl Life {
     /// An FTM that died beside living daemons is given its state and its address back: they look for it there.
-    fn of_ftm(base: &Base, ftm: &ArmorDirectory, listen: SocketAddr, protection: Vec<String>) -> Life {
-        let settings = |address: &str| protection.into_iter().chain([format!("daemon_tcp_mgmt.listen={address}")]).collect();
-        match ftm.tcp_address() {
-            Some(address) if !base.daemons().is_empty() => Life::Next(settings(&address)),
-            _ => Life::New(settings(&listen.to_string())),
+    fn of_ftm(base: &Base, ftm: &ArmorDirectory, listen: SocketAddr, mut settings: Vec<String>, transport: Transport) -> Life {
+        match transport.addresses(ftm) {
+            Some(addresses) if !base.daemons().is_empty() => {
+                settings.extend(addresses.iter().map(|(element, address)| format!("{element}.listen={address}")));
+                Life::Next(settings)
+            }
+            _ => {
+                settings.extend(transport.settings("listen", |_| listen.to_string()));
+                Life::New(settings)
+            }
         }
     }
 }
@@ -173,7 +191,8 @@ impl Started {
         });
         if let Some(Begun { child, .. }) = self.children.last_mut() {
             ready(directory, child)?;
-            let address = directory.tcp_address().map_or_else(String::new, |address| format!(", links at {address}"));
+            let addresses: Vec<String> = Transport::Both.elements().iter().filter_map(|element| directory.link_address(element)).collect();
+            let address = if addresses.is_empty() { String::new() } else { format!(", links at {}", addresses.join(" and ")) };
             // Beside the vault's.
             let pid = directory.pid().map_or_else(String::new, |pid| format!(", pid {pid}"));
             writeln!(text, "{name}: started{pid}{address}")?;
@@ -267,8 +286,9 @@ fn registered(daemon: &ArmorDirectory, ftm: &str) -> anyhow::Result<()> {
 }
 
 fn resolve(address: &str) -> anyhow::Result<SocketAddr> {
-    let mut found =
-        address.to_socket_addrs().with_context(|| format!("--ftm {address}: expected HOST:PORT of the FTM, as in its tcp.addr"))?;
+    let mut found = address
+        .to_socket_addrs()
+        .with_context(|| format!("--ftm {address}: expected HOST:PORT of the FTM, as in its tcp.addr or udp.addr"))?;
     found.next().with_context(|| format!("--ftm {address}: the name has no address"))
 }
 
