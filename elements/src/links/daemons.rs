@@ -1,6 +1,6 @@
 //! The other daemons as a transport element knows them, whatever its links are: where they are, the links to them, and the ways of messages (thesis §5.4).
 //!
-//! The element makes links and gives them to [`Daemons::hold`]; it is told through the `dialler` whom to dial. The first frame of a link, both ways, is
+//! The element makes links and gives them to `Daemons::hold`; it is told through the `dialler` whom to dial. The first frame of a link, both ways, is
 //! `MSG_DAEMON_HELLO`.
 //!
 //! Invariants: a destination that is not reachable now has its messages kept within the bounds of [`Waiting`], then dropped; a frame is not sent back to
@@ -91,7 +91,7 @@ impl PeerLink for Link {
     }
 }
 
-/// Begins to dial a daemon at an address, after a pause. Then [`Daemons::hold`] is called with the link, or [`Daemons::not_connected`].
+/// Begins to dial a daemon at an address, after a pause. Then `Daemons::hold` is called with the link, or `Daemons::not_connected`.
 pub type Dialler = fn(ArmorId, String, Duration, &mut Context<'_>);
 
 /// See the [module](self).
