@@ -166,13 +166,24 @@ impl Nodes {
         assert!(output.status.success(), "armor up on {name}: {}\n{}", text(&output), self.logs());
     }
 
+    /// The command that starts one more node.
+    pub fn joining(&mut self, name: &str, options: &[&str]) -> Command {
+        self.add(name);
+        self.starting(name, options)
+    }
+
     pub fn try_start(&self, name: &str, options: &[&str]) -> Output {
+        self.starting(name, options).output().unwrap()
+    }
+
+    fn starting(&self, name: &str, options: &[&str]) -> Command {
         let side = if self.index(name) == 0 { "--listen" } else { "--ftm" };
         let mut up = self.armor(name, &["up", "--node", name, side, &self.ftm]);
         if self.bridge.is_some() && !options.contains(&"--insecure") {
             up.arg("--keys").arg(self.keys());
         }
-        up.args(options).output().unwrap()
+        up.args(options);
+        up
     }
 
     /// The directory of keys, which all nodes share.

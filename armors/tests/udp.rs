@@ -1,0 +1,96 @@
+//! Networks over UDP with real processes: kills, outages, changes of address, a client's node that stands still (thesis §5). Every byte is compared.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod environment;
+
+use std::path::Path;
+
+use environment::nodes::{Nodes, Placement};
+use environment::{Beside, compile_to, free_port, kill, signal, text};
+use rustix::process::Signal;
+
+const UDP: &[&str] = &["--transport", "udp"];
+
+/// A server on node `a`, where the FTM is, and a client on node `b` that compares.
+struct Stage {
+    nodes: Nodes,
+    client: Beside,
+}
+
+impl Stage {
+    fn new(mut nodes: Nodes, other: &[&str]) -> Stage {
+        // A node that stands still for a while is not to be killed for that.
+        let output = nodes.joining("b", other).env("ARMOR_HANG_MS", "0").output().unwrap();
+        assert!(output.status.success(), "armor up on b: {}\n{}", text(&output), nodes.logs());
+        Stage::on(nodes)
+    }
+
+    fn on(nodes: Nodes) -> Stage {
+        let program = nodes.file("epoll_echo_server");
+        compile_to(Path::new(&program), "epoll_echo_server");
+        let port = free_port().to_string();
+        nodes.launch("a", "echo", &["--policy", "stream"], &[&program.display().to_string(), &port]);
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/programs/verify_echo.py");
+        let address = format!("{}:{port}", nodes.address("a"));
+        let mut client = Beside::start(nodes.run("b", &["python3", script, &address, "3"]));
+        assert_eq!(client.line().as_deref(), Some("all connected"), "{}", nodes.logs());
+        Stage { nodes, client }
+    }
+
+    /// Bytes that the client's node has got.
+    fn received(&self) -> u64 {
+        let state = self.nodes.element("b", "APP_COMM_CLIENT");
+        state["connections"].as_array().into_iter().flatten().filter_map(|end| end["received"].as_u64()).sum()
+    }
+
+    /// Something more has come.
+    fn flows(&self) {
+        let before = self.nodes.wait_for("what has come so far", || Some(self.received()).filter(|bytes| *bytes > 0));
+        self.nodes.wait_for("something more", || (self.received() > before + 100_000).then_some(()));
+    }
+
+    fn finish(mut self) {
+        self.flows();
+        self.client.end();
+        assert_eq!(self.client.line().as_deref(), Some("identical"), "{}", self.nodes.logs());
+    }
+
+    fn link(&self, of: &str, to: &str) -> serde_json::Value {
+        let state = self.nodes.element(of, "daemon_udp_mgmt");
+        state["peers"].as_array().into_iter().flatten().find(|peer| peer["name"] == to).cloned().unwrap_or_default()
+    }
+}
+
+#[test]
+fn a_connection_over_udp_outlives_its_server_and_every_armor_on_its_way() {
+    let nodes = Nodes::up_with(Placement::Groups, &["a"], UDP);
+    let stage = Stage::new(nodes, UDP);
+    stage.flows();
+    let server = stage.nodes.wait_for("the server", || stage.nodes.pid("a", "echo"));
+    kill(server);
+    stage.nodes.wait_for("its next life", || stage.nodes.pid("a", "echo").filter(|pid| *pid != server));
+    stage.flows();
+    for (node, armor) in [("a", "a"), ("b", "b"), ("a", "ftm")] {
+        stage.nodes.kill_armor(node, armor);
+        stage.flows();
+    }
+    let link = stage.nodes.wait_for("the link", || Some(stage.link("b", "a")).filter(|link| link["linked"] == true));
+    assert!(link["datagram_bytes"].as_u64() >= Some(1200) && link["packets_received"].as_u64() > Some(0), "{link}");
+    assert!(stage.nodes.events("connection-lost").is_empty());
+    stage.finish();
+}
+
+#[test]
+fn connections_outlive_a_clients_node_that_stands_still() {
+    let nodes = Nodes::up_with(Placement::Groups, &["a"], UDP);
+    let stage = Stage::new(nodes, UDP);
+    stage.flows();
+    let daemon = stage.nodes.process("b", "b", "pid");
+    signal(daemon, Signal::STOP);
+    // Long enough for its node to count as failed.
+    stage.nodes.wait_for_events("node-failed", 1);
+    signal(daemon, Signal::CONT);
+    stage.nodes.wait_for_events("node-back", 1);
+    assert_eq!(stage.nodes.process("b", "b", "pid"), daemon);
+    stage.finish();
+}
