@@ -310,8 +310,9 @@ impl DaemonUdpMgmt {
     fn look_at_keys(&mut self, context: &mut Context<'_>) {
         let (Some(keyring), Some(security)) = (&self.keyring, &mut self.daemons.security) else { return };
         keyring.trust(security.trusted().clone());
-        for error in keyring.refused() {
+        for (error, times) in keyring.refused() {
             security.refuse(kind_of(&error), "a node over UDP", &error.to_string(), context);
+            security.count(kind_of(&error), times.saturating_sub(1));
         }
         self.keys_age += 1;
         if self.keys_age >= REKEY_AFTER.as_secs() {

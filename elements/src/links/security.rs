@@ -249,7 +249,13 @@ impl Security {
     /// What handshakes over datagrams need.
     #[must_use]
     pub fn keyring(&self) -> Keyring {
-        Keyring::new(self.own.clone(), self.trusted.clone())
+        let (directory, mut before) = (self.directory.clone(), self.stamp);
+        let reread = move || {
+            let now = stamp(&directory);
+            // As in `refresh`: a list that is gone is a mistake.
+            if now.is_none() || std::mem::replace(&mut before, now) == now { None } else { read_trusted(&directory).ok() }
+        };
+        Keyring::new(self.own.clone(), self.trusted.clone(), Box::new(reread))
     }
 
     /// The list as it is now.
@@ -287,6 +293,11 @@ impl Security {
         } else {
             self.untold += 1;
         }
+    }
+
+    /// Counts refusals that are told with another one.
+    pub fn count(&mut self, kind: &'static str, more: u64) {
+        *self.refused.entry(kind).or_default() += more;
     }
 
     /// What `armor status` shows of it.

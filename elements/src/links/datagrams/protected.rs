@@ -31,14 +31,20 @@ impl std::fmt::Debug for Keyring {
 struct Ring {
     own: Identity,
     trusted: Trusted,
-    refused: VecDeque<HandshakeError>,
+    /// Reads the list again when its file is another one.
+    reread: Reread,
+    /// Why handshakes were refused, and how often for the same reason.
+    refused: VecDeque<(HandshakeError, u64)>,
 }
 
+/// See [`Keyring::new`].
+pub type Reread = Box<dyn FnMut() -> Option<Trusted> + Send>;
+
 impl Keyring {
-    /// A ring with these keys.
+    /// A ring with these keys. `reread` gives another list when there is one; it is asked before anybody is refused for being unknown.
     #[must_use]
-    pub fn new(own: Identity, trusted: Trusted) -> Keyring {
-        Keyring { ring: Arc::new(Mutex::new(Ring { own, trusted, refused: VecDeque::new() })), epoch: Arc::default() }
+    pub fn new(own: Identity, trusted: Trusted, reread: Reread) -> Keyring {
+        Keyring { ring: Arc::new(Mutex::new(Ring { own, trusted, reread, refused: VecDeque::new() })), epoch: Arc::default() }
     }
 
     fn ring(&self) -> MutexGuard<'_, Ring> {
@@ -56,9 +62,9 @@ impl Keyring {
         self.epoch.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Why handshakes that peers have begun were refused, since this was asked last.
+    /// Why handshakes that peers have begun were refused, since this was asked last, and how often for each reason.
     #[must_use]
-    pub fn refused(&self) -> Vec<HandshakeError> {
+    pub fn refused(&self) -> Vec<(HandshakeError, u64)> {
         self.ring().refused.drain(..).collect()
     }
 
@@ -154,16 +160,26 @@ impl Handshake for Answers {
     }
 
     fn read(&mut self, message: &[u8]) -> Result<(), rudp::HandshakeError> {
-        let mut ring = self.ring.ring();
-        match answer(&ring.own, &ring.trusted, Transport::Udp, message) {
+        let ring = &mut *self.ring.ring();
+        let mut answered = answer(&ring.own, &ring.trusted, Transport::Udp, message);
+        if let Err(HandshakeError::UnknownKey { .. }) = answered
+            && let Some(trusted) = (ring.reread)()
+        {
+            ring.trusted = trusted;
+            answered = answer(&ring.own, &ring.trusted, Transport::Udp, message);
+        }
+        match answered {
             Ok((established, answer)) => {
                 (self.established, self.answer) = (Some(established), Some(answer));
                 Ok(())
             }
             Err(error) => {
                 let told = failed(&error);
-                if ring.refused.len() < MAX_REFUSED {
-                    ring.refused.push_back(error);
+                // Who is refused asks again and again.
+                if let Some((_, times)) = ring.refused.iter_mut().find(|(known, _)| *known == error) {
+                    *times += 1;
+                } else if ring.refused.len() < MAX_REFUSED {
+                    ring.refused.push_back((error, 1));
                 }
                 Err(told)
             }
@@ -225,7 +241,7 @@ mod tests {
         for node in [&a, &b] {
             trusted.add(&node.name, node.keys.public()).expect("added");
         }
-        (Keyring::new(a, trusted.clone()), Keyring::new(b, trusted))
+        (Keyring::new(a, trusted.clone(), Box::new(|| None)), Keyring::new(b, trusted, Box::new(|| None)))
     }
 
     fn written(handshake: &mut dyn Handshake) -> Vec<u8> {
@@ -279,7 +295,7 @@ mod tests {
         let first = written(&mut *dials);
         b.trust(Trusted::default());
         assert!(b.accept().read(&first).is_err());
-        assert!(matches!(b.refused()[..], [HandshakeError::UnknownKey { .. }]));
+        assert!(matches!(b.refused()[..], [(HandshakeError::UnknownKey { .. }, 1)]));
         assert!(b.refused().is_empty());
         assert!(matches!(b.dial("a").err(), Some(HandshakeError::NotListed { .. })));
     }
