@@ -3,13 +3,13 @@
 
 mod environment;
 
-use std::path::Path;
-
-use environment::nodes::{Nodes, Placement};
-use environment::{Beside, compile_to, free_port, kill, signal, text};
+use environment::nodes::{Nodes, Placement, may_make_namespaces};
+use environment::{Beside, free_port, kill, signal, text};
 use rustix::process::Signal;
 
 const UDP: &[&str] = &["--transport", "udp"];
+/// A node that moves has no address of its own to listen at.
+const MOBILE: &[&str] = &["--transport", "udp", "--listen", "0.0.0.0:0"];
 
 /// A server on node `a`, where the FTM is, and a client on node `b` that compares.
 struct Stage {
@@ -26,13 +26,12 @@ impl Stage {
     }
 
     fn on(nodes: Nodes) -> Stage {
-        let program = nodes.file("epoll_echo_server");
-        compile_to(Path::new(&program), "epoll_echo_server");
-        let port = free_port().to_string();
-        nodes.launch("a", "echo", &["--policy", "stream"], &[&program.display().to_string(), &port]);
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/programs/verify_echo.py");
-        let address = format!("{}:{port}", nodes.address("a"));
-        let mut client = Beside::start(nodes.run("b", &["python3", script, &address, "3"]));
+        let program = |name: &str| format!("{}/tests/programs/{name}", env!("CARGO_MANIFEST_DIR"));
+        let (address, place) = (format!("{}:{}", nodes.address("a"), free_port()), nodes.file("place"));
+        std::fs::create_dir(&place).unwrap();
+        let server = ["python3", &program("gated_echo.py"), &address, &place.display().to_string()].map(str::to_owned);
+        nodes.launch("a", "echo", &["--policy", "stream"], &server.each_ref().map(|word| &**word));
+        let mut client = Beside::start(nodes.run("b", &["python3", &program("verify_echo.py"), &address, "3"]));
         assert_eq!(client.line().as_deref(), Some("all connected"), "{}", nodes.logs());
         Stage { nodes, client }
     }
@@ -77,6 +76,47 @@ fn a_connection_over_udp_outlives_its_server_and_every_armor_on_its_way() {
     let link = stage.nodes.wait_for("the link", || Some(stage.link("b", "a")).filter(|link| link["linked"] == true));
     assert!(link["datagram_bytes"].as_u64() >= Some(1200) && link["packets_received"].as_u64() > Some(0), "{link}");
     assert!(stage.nodes.events("connection-lost").is_empty());
+    stage.finish();
+}
+
+#[test]
+fn connections_outlive_an_outage_and_a_new_address_of_the_clients_node_meanwhile() {
+    if !may_make_namespaces("connections_outlive_an_outage_and_a_new_address_of_the_clients_node_meanwhile") {
+        return;
+    }
+    let nodes = Nodes::up_with(Placement::Namespaces, &["a"], UDP);
+    let stage = Stage::new(nodes, MOBILE);
+    stage.flows();
+    let links = stage.nodes.element("b", "daemon_udp_mgmt")["links"].clone();
+    // An address that changes, in the midst of everything.
+    let ip = |words: &[&str]| {
+        let output = stage.nodes.command("b", &[&["ip"], words].concat()).output().unwrap();
+        assert!(output.status.success(), "ip {words:?}: {}", text(&output));
+    };
+    ip(&["addr", "add", "10.0.0.77/24", "dev", "eth0"]);
+    ip(&["addr", "del", "10.0.0.2/24", "dev", "eth0"]);
+    // It was the first one of its network, so the kernel has taken the other with it.
+    let _ = stage.nodes.command("b", &["ip", "addr", "add", "10.0.0.77/24", "dev", "eth0"]).output();
+    stage.nodes.wait_for("the server's node to see it", || {
+        stage.link("a", "b")["remote"].as_str().is_some_and(|remote| remote.starts_with("10.0.0.77:")).then_some(())
+    });
+    stage.flows();
+    // An outage that is long enough to be told.
+    let told = stage.nodes.events("link-down").len();
+    stage.nodes.cut("b");
+    stage.nodes.wait_for("the outage to be told", || (stage.nodes.events("link-down").len() > told).then_some(()));
+    stage.nodes.mend("b");
+    stage.flows();
+    // And one with a move while it lasts.
+    stage.nodes.cut("b");
+    ip(&["addr", "add", "10.0.0.78/24", "dev", "eth0"]);
+    ip(&["addr", "del", "10.0.0.77/24", "dev", "eth0"]);
+    let _ = stage.nodes.command("b", &["ip", "addr", "add", "10.0.0.78/24", "dev", "eth0"]).output();
+    stage.nodes.wait_for("the silence", || (stage.link("a", "b")["silent"] == true).then_some(()));
+    stage.nodes.mend("b");
+    stage.flows();
+    assert!(stage.nodes.events("link-moved").iter().any(|event| event["values"]["peer"] == "b"), "{}", stage.nodes.logs());
+    assert_eq!(stage.nodes.element("b", "daemon_udp_mgmt")["links"], links, "the same links");
     stage.finish();
 }
 
