@@ -1,6 +1,9 @@
-//! How ARMORs of different nodes are linked: over TCP, over UDP, or over both.
+//! How ARMORs of different nodes are linked: over TCP or over UDP.
 
 use crate::environment::ArmorDirectory;
+
+/// The elements that make links.
+pub(crate) const ELEMENTS: [&str; 2] = ["daemon_tcp_mgmt", "daemon_udp_mgmt"];
 
 /// What links are made of.
 #[derive(clap::ValueEnum, Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -10,8 +13,6 @@ pub(crate) enum Transport {
     Tcp,
     /// For radio links and nodes that move: links outlive outages and changes of address.
     Udp,
-    /// For nodes between the two.
-    Both,
 }
 
 impl Transport {
@@ -20,7 +21,6 @@ impl Transport {
         match self {
             Transport::Tcp => &["daemon_tcp_mgmt"],
             Transport::Udp => &["daemon_udp_mgmt"],
-            Transport::Both => &["daemon_tcp_mgmt", "daemon_udp_mgmt"],
         }
     }
 
@@ -29,7 +29,6 @@ impl Transport {
         match self {
             Transport::Tcp => kind.to_owned(),
             Transport::Udp => format!("{kind}-udp"),
-            Transport::Both => format!("{kind}-both"),
         }
     }
 
@@ -47,5 +46,5 @@ impl Transport {
 
 /// The state of the elements that make links, in an ARMOR's status.
 pub(crate) fn links<'a>(element: impl Fn(&str) -> &'a serde_json::Value) -> Vec<&'a serde_json::Value> {
-    Transport::Both.elements().iter().map(|name| element(name)).filter(|state| !state.is_null()).collect()
+    ELEMENTS.iter().map(|name| element(name)).filter(|state| !state.is_null()).collect()
 }

@@ -14,7 +14,7 @@ use armor_proto::ids::ArmorId;
 use armor_vault::{ENV_VAULT, Session};
 
 use crate::environment::{ArmorDirectory, Base, Place};
-use crate::transport::Transport;
+use crate::transport;
 use crate::{compositions, log, own_vault, services, shim_library};
 
 /// Run one ARMOR in the foreground
@@ -129,7 +129,7 @@ impl Start {
 
     /// An FTM that comes back takes the port again at which daemons look for it, when it was free to choose.
     fn listen_where_it_was(&mut self, directory: &ArmorDirectory) {
-        for name in Transport::Both.elements() {
+        for name in transport::ELEMENTS {
             let before: Option<SocketAddr> = directory.link_address(name).and_then(|address| address.parse().ok());
             let listen = self.settings.iter_mut().rfind(|(element, key, _)| element == name && key == "listen");
             if let (Some(before), Some((_, _, listen))) = (before, listen)

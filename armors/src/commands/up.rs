@@ -19,7 +19,7 @@ use crate::ending::Ending;
 use crate::environment::{ArmorDirectory, Base, Place};
 use crate::keys::Protection;
 use crate::survey::{element, entries};
-use crate::transport::Transport;
+use crate::transport::{self, Transport};
 use crate::{output, services, shim_library};
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -191,7 +191,7 @@ impl Started {
         });
         if let Some(Begun { child, .. }) = self.children.last_mut() {
             ready(directory, child)?;
-            let addresses: Vec<String> = Transport::Both.elements().iter().filter_map(|element| directory.link_address(element)).collect();
+            let addresses: Vec<String> = transport::ELEMENTS.iter().filter_map(|element| directory.link_address(element)).collect();
             let address = if addresses.is_empty() { String::new() } else { format!(", links at {}", addresses.join(" and ")) };
             // Beside the vault's.
             let pid = directory.pid().map_or_else(String::new, |pid| format!(", pid {pid}"));
