@@ -10,6 +10,8 @@ pub(crate) const BUILT_IN: &[(&str, &str)] = &[
     ("daemon", include_str!("../../configs/daemon.toml")),
     ("ftm-udp", include_str!("../../configs/ftm-udp.toml")),
     ("daemon-udp", include_str!("../../configs/daemon-udp.toml")),
+    ("ftm-both", include_str!("../../configs/ftm-both.toml")),
+    ("daemon-both", include_str!("../../configs/daemon-both.toml")),
     ("execution", include_str!("../../configs/execution.toml")),
     ("gateway", GATEWAY),
 ];
@@ -26,7 +28,7 @@ pub(crate) fn read(name_or_path: &Path) -> anyhow::Result<Composition> {
         None => Composition::read(name_or_path, &kinds).map_err(|error| match name_or_path.exists() {
             true => anyhow::Error::new(error),
             false => anyhow::anyhow!(
-                "{error}; built-in compositions are ftm and daemon (with -udp behind for links over UDP), execution and gateway"
+                "{error}; built-in compositions are ftm and daemon (with -udp or -both behind for links over UDP too), execution and gateway"
             ),
         })?,
     })

@@ -1,4 +1,4 @@
-//! How ARMORs of different nodes are linked: over TCP or over UDP.
+//! How ARMORs of different nodes are linked: over TCP, over UDP, or over both.
 
 use crate::environment::ArmorDirectory;
 
@@ -13,6 +13,8 @@ pub(crate) enum Transport {
     Tcp,
     /// For radio links and nodes that move: links outlive outages and changes of address.
     Udp,
+    /// For the FTM, and nodes between networks of the two kinds: messages are passed on.
+    Both,
 }
 
 impl Transport {
@@ -21,6 +23,7 @@ impl Transport {
         match self {
             Transport::Tcp => &["daemon_tcp_mgmt"],
             Transport::Udp => &["daemon_udp_mgmt"],
+            Transport::Both => &ELEMENTS,
         }
     }
 
@@ -29,6 +32,7 @@ impl Transport {
         match self {
             Transport::Tcp => kind.to_owned(),
             Transport::Udp => format!("{kind}-udp"),
+            Transport::Both => format!("{kind}-both"),
         }
     }
 

@@ -134,3 +134,20 @@ fn connections_outlive_a_clients_node_that_stands_still() {
     assert_eq!(stage.nodes.process("b", "b", "pid"), daemon);
     stage.finish();
 }
+
+#[test]
+fn a_client_over_udp_and_a_server_over_tcp_meet_at_an_ftm_that_has_both() {
+    let mut nodes = Nodes::up_with(Placement::Groups, &["f"], &["--transport", "both"]);
+    nodes.join_with("a", &["--transport", "tcp"]);
+    let stage = Stage::new(nodes, UDP);
+    stage.flows();
+    let server = stage.nodes.wait_for("the server", || stage.nodes.pid("a", "echo"));
+    kill(server);
+    stage.nodes.wait_for("its next life", || stage.nodes.pid("a", "echo").filter(|pid| *pid != server));
+    stage.flows();
+    for (node, armor) in [("a", "a"), ("b", "b"), ("f", "ftm")] {
+        stage.nodes.kill_armor(node, armor);
+        stage.flows();
+    }
+    stage.finish();
+}

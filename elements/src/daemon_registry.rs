@@ -17,7 +17,7 @@ use armor_proto::ids::{ArmorId, MessageId};
 use serde::{Deserialize, Serialize};
 
 use crate::operations::{
-    ArmorInstalled, ArmorLocation, DaemonRegister, DaemonRegistered, HeartbeatReply, LocateArmor, NodeBack, NodeFailed,
+    ArmorInstalled, ArmorLocation, Carrier, DaemonRegister, DaemonRegistered, HeartbeatReply, LocateArmor, NodeBack, NodeFailed,
 };
 
 const MAX_DAEMONS: usize = 4096;
@@ -47,8 +47,15 @@ struct Table {
 #[derive(PartialEq, Serialize, Deserialize)]
 struct Daemon {
     name: String,
-    address: String,
+    /// By what it is reached, and where.
+    addresses: BTreeMap<Carrier, String>,
     node_addresses: Vec<IpAddr>,
+}
+
+impl Daemon {
+    fn address(&self) -> &str {
+        self.addresses.values().next().map_or("", String::as_str)
+    }
 }
 
 #[derive(PartialEq, Serialize, Deserialize)]
@@ -105,7 +112,7 @@ impl Element for DaemonRegistry {
                     armors.map(|(id, armor)| serde_json::json!({ "armor": id.to_string(), "name": armor.name })).collect();
                 let seen = self.seen.get(id);
                 serde_json::json!({
-                    "armor": id.to_string(), "name": daemon.name, "address": daemon.address, "node_addresses": daemon.node_addresses,
+                    "armor": id.to_string(), "name": daemon.name, "address": daemon.address(), "addresses": daemon.addresses.values().collect::<Vec<_>>(), "node_addresses": daemon.node_addresses,
                     "last_seen_ms": seen.map(|seen| seen.last_ms), "failed": seen.is_some_and(|seen| seen.failed), "armors": armors,
                 })
             })
@@ -121,10 +128,12 @@ impl DaemonRegistry {
         if let Some(reason) = &reason {
             context.event(Event::new("daemon-refused").with("daemon", &register.name).with("reason", reason));
         } else {
-            let row =
-                Daemon { name: register.name.clone(), address: register.address.clone(), node_addresses: register.node_addresses.clone() };
+            // One with both kinds of links registers by each.
+            let mut addresses = self.table.daemons.get(&register.armor).map_or_else(BTreeMap::new, |known| known.addresses.clone());
+            addresses.insert(register.carrier, register.address.clone());
+            let row = Daemon { name: register.name.clone(), addresses, node_addresses: register.node_addresses.clone() };
             self.seen.insert(register.armor, Seen { last_ms: now_ms(), failed: false });
-            let event = Event::new("daemon-registered").with("daemon", &row.name).with("address", &row.address);
+            let event = Event::new("daemon-registered").with("daemon", &row.name).with("address", &register.address);
             if self.table.daemons.get(&register.armor) != Some(&row) {
                 self.table.daemons.insert(register.armor, row);
                 context.state_changed();
@@ -182,8 +191,27 @@ impl DaemonRegistry {
             None if self.table.daemons.contains_key(&locate.armor) => locate.armor,
             None => ArmorId::NONE,
         };
-        let address = self.table.daemons.get(&daemon).map(|daemon| daemon.address.clone()).unwrap_or_default();
-        context.send_to(locate.asker, ArmorLocation { armor: locate.armor, daemon, address });
+        let (daemon, carrier, address) = self.way(locate.asker, daemon);
+        context.send_to(locate.asker, ArmorLocation { armor: locate.armor, daemon, carrier, address });
+    }
+
+    /// How `asker` reaches `daemon`: straight when both have links of one kind, else by one that has links of both (thesis §5.4), the FTM if it does.
+    fn way(&self, asker: ArmorId, daemon: ArmorId) -> (ArmorId, Carrier, String) {
+        let Some(target) = self.table.daemons.get(&daemon) else { return (daemon, Carrier::Tcp, String::new()) };
+        let straight = |carrier: Carrier| (daemon, carrier, target.addresses.get(&carrier).cloned().unwrap_or_default());
+        let first = target.addresses.keys().next().copied().unwrap_or(Carrier::Tcp);
+        let Some(from) = self.table.daemons.get(&asker) else { return straight(first) };
+        if let Some(carrier) = target.addresses.keys().find(|carrier| from.addresses.contains_key(carrier)) {
+            return straight(*carrier);
+        }
+        let between = self.table.daemons.iter().filter(|(id, row)| {
+            let failed = self.seen.get(id).is_some_and(|seen| seen.failed);
+            let joins = |other: &Daemon| row.addresses.keys().any(|carrier| other.addresses.contains_key(carrier));
+            !failed && joins(from) && joins(target)
+        });
+        let Some((id, row)) = between.min_by_key(|(id, _)| **id != ArmorId::FTM) else { return straight(first) };
+        let by = row.addresses.iter().find(|(carrier, _)| from.addresses.contains_key(carrier));
+        by.map_or_else(|| straight(first), |(carrier, address)| (*id, *carrier, address.clone()))
     }
 
     fn heard(&mut self, reply: &HeartbeatReply, _: &mut Context<'_>) {
@@ -222,7 +250,7 @@ mod tests {
     use armor_proto::operation::Operation;
 
     fn register(name: &str, armor: ArmorId) -> DaemonRegister {
-        DaemonRegister { armor, name: name.into(), address: format!("{name}:1"), node_addresses: vec![] }
+        DaemonRegister { armor, name: name.into(), carrier: Carrier::Tcp, address: format!("{name}:1"), node_addresses: vec![] }
     }
 
     fn sent<O: Operation>(run: impl FnOnce(&mut Context<'_>)) -> Vec<O> {
@@ -260,6 +288,26 @@ mod tests {
         assert_eq!(locate(ArmorId(70)), (ArmorId(7), "a:1".to_owned()));
         assert_eq!(locate(ArmorId(7)), (ArmorId(7), "a:1".to_owned()));
         assert_eq!(locate(ArmorId(71)), (ArmorId::NONE, String::new()));
+    }
+
+    #[test]
+    fn daemons_with_links_of_different_kinds_reach_each_other_by_one_that_has_both() {
+        let mut registry = DaemonRegistry::default();
+        let add = |registry: &mut DaemonRegistry, armor, name: &str, carriers: &[Carrier]| {
+            for carrier in carriers {
+                let register = DaemonRegister { carrier: *carrier, address: format!("{name}-{carrier:?}"), ..register(name, armor) };
+                sent::<DaemonRegistered>(|context| registry.register(&register, context));
+            }
+        };
+        add(&mut registry, ArmorId(7), "tcp", &[Carrier::Tcp]);
+        add(&mut registry, ArmorId(8), "udp", &[Carrier::Udp]);
+        assert_eq!(registry.way(ArmorId(8), ArmorId(7)).0, ArmorId(7), "there is no way");
+        add(&mut registry, ArmorId(9), "both", &[Carrier::Tcp, Carrier::Udp]);
+        assert_eq!(registry.way(ArmorId(8), ArmorId(7)), (ArmorId(9), Carrier::Udp, "both-Udp".to_owned()));
+        assert_eq!(registry.way(ArmorId(7), ArmorId(8)), (ArmorId(9), Carrier::Tcp, "both-Tcp".to_owned()));
+        assert_eq!(registry.way(ArmorId(9), ArmorId(8)), (ArmorId(8), Carrier::Udp, "udp-Udp".to_owned()));
+        add(&mut registry, ArmorId::FTM, "ftm", &[Carrier::Tcp, Carrier::Udp]);
+        assert_eq!(registry.way(ArmorId(8), ArmorId(7)).0, ArmorId::FTM);
     }
 
     #[test]

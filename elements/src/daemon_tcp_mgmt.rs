@@ -2,8 +2,8 @@
 //!
 //! Purpose: keeps the table daemon-id → address, filled on demand from the FTM; keeps links open once they are established;
 //! routes messages to remote daemons; accepts links. The first frame of a link, both ways, is `MSG_DAEMON_HELLO`.
-//! Subscribes: `MSG_ROUTE`, `MSG_ARMOR_LOCATION`, `MSG_DAEMON_REGISTERED`, `MSG_ARMOR_ATTACH`, `MSG_NODE_FAILED`, `MSG_LINK_QUERY`.
-//! Emits: `MSG_DAEMON_REGISTER` (acknowledged), `MSG_LOCATE_ARMOR`, `MSG_LINK_LOST` (to the FTM), `MSG_LINK_STATE`, `MSG_LINK_CHANGED` (to this ARMOR).
+//! Subscribes: `MSG_ROUTE`, `MSG_ARMOR_LOCATION`, `MSG_DAEMON_REGISTERED`, `MSG_ARMOR_ATTACH`, `MSG_NODE_FAILED`, `MSG_LINK_QUERY`, `MSG_CARRIER_TOLD`.
+//! Emits: `MSG_DAEMON_REGISTER` (acknowledged), `MSG_LOCATE_ARMOR`, `MSG_LINK_LOST` (to the FTM), `MSG_LINK_STATE`, `MSG_LINK_CHANGED`, `MSG_CARRIER_TOLD` (to this ARMOR).
 //! Configuration: `listen`, `ftm` (absent in the FTM's own composition), `advertise`, `keys` or `insecure`; see [`Config`].
 //!
 //! With `keys` each link begins with a handshake, and everything on it is encrypted and authenticated; whom a key does not belong to is not heard.
@@ -41,7 +41,8 @@ use crate::links::daemons::{Daemons, Opening};
 use crate::links::security::{Security, check_protected};
 use crate::links::{Channel, Closed, Greetings, Link, LinkId, LinkOwner, Stream, acknowledged};
 use crate::operations::{
-    ArmorAttach, ArmorLocation, DaemonRegister, DaemonRegistered, LinkChanged, LinkLost, LinkQuery, LinkState, LocateArmor, NodeFailed,
+    ArmorAttach, ArmorLocation, Carrier, CarrierTold, DaemonRegister, DaemonRegistered, LinkChanged, LinkLost, LinkQuery, LinkState,
+    LocateArmor, NodeFailed,
 };
 
 use listening::{listen, still_listens, write_address};
@@ -108,7 +109,6 @@ impl Element for DaemonTcpMgmt {
     const NAME: &'static str = "daemon_tcp_mgmt";
     const PURPOSE: &'static str = "TCP links to other daemons: accepts, connects on demand, routes";
     const EXAMPLE: &'static str = "listen = \"127.0.0.1:0\"\nftm = \"127.0.0.1:7000\"\n# advertise = \"192.0.2.1:7001\"\n# keys = \"/etc/armor/keys\"\n# insecure = true\n";
-    const EXCLUDES: &'static [&'static str] = &["daemon_udp_mgmt"];
     type Config = Config;
 
     fn new(config: Config, setup: &Setup) -> Result<Self, String> {
@@ -117,7 +117,7 @@ impl Element for DaemonTcpMgmt {
         }
         let security = config.keys.as_ref().map(|directory| Security::read(directory, &setup.name)).transpose()?;
         let (keeping, mut handed) = Keeping::open(setup, Self::NAME)?;
-        let daemons = Daemons::new(&setup.name, config.ftm.as_deref(), config.advertise.clone(), security, dial);
+        let daemons = Daemons::new(Carrier::Tcp, &setup.name, config.ftm.as_deref(), config.advertise.clone(), security, dial);
         Ok(DaemonTcpMgmt {
             config,
             listener: handed.take(LISTENER),
@@ -137,11 +137,13 @@ impl Element for DaemonTcpMgmt {
             .on(Self::attached)
             .on(Self::node_failed)
             .on(Self::link_query)
+            .on(Self::told_by_other)
             .emits::<DaemonRegister>()
             .emits::<LocateArmor>()
             .emits::<LinkLost>()
             .emits::<LinkState>()
             .emits::<LinkChanged>()
+            .emits::<CarrierTold>()
             .emits::<SendReliable>();
     }
 
@@ -258,6 +260,10 @@ impl DaemonTcpMgmt {
 
     fn node_failed(&mut self, failed: &NodeFailed, context: &mut Context<'_>) {
         self.daemons.node_failed(failed, context);
+    }
+
+    fn told_by_other(&mut self, told: &CarrierTold, context: &mut Context<'_>) {
+        self.daemons.told_by_other(told, context);
     }
 
     fn link_query(&mut self, query: &LinkQuery, context: &mut Context<'_>) {

@@ -1,8 +1,8 @@
 //! `daemon_udp_mgmt`: links to other daemons over datagrams (thesis §5.1, §5.4, `daemon_udp_mgmt_t`). It stands in the place of `daemon_tcp_mgmt`.
 //!
 //! Purpose: what `daemon_tcp_mgmt` does, with links that outlive outages and changes of address at either end (R-UDP, `armor_proto::rudp`).
-//! Subscribes: `MSG_ROUTE`, `MSG_ARMOR_LOCATION`, `MSG_DAEMON_REGISTERED`, `MSG_ARMOR_ATTACH`, `MSG_NODE_FAILED`, `MSG_LINK_QUERY`.
-//! Emits: `MSG_DAEMON_REGISTER` (acknowledged), `MSG_LOCATE_ARMOR`, `MSG_LINK_LOST` (to the FTM), `MSG_LINK_STATE`, `MSG_LINK_CHANGED` (to this ARMOR).
+//! Subscribes: `MSG_ROUTE`, `MSG_ARMOR_LOCATION`, `MSG_DAEMON_REGISTERED`, `MSG_ARMOR_ATTACH`, `MSG_NODE_FAILED`, `MSG_LINK_QUERY`, `MSG_CARRIER_TOLD`.
+//! Emits: `MSG_DAEMON_REGISTER` (acknowledged), `MSG_LOCATE_ARMOR`, `MSG_LINK_LOST` (to the FTM), `MSG_LINK_STATE`, `MSG_LINK_CHANGED`, `MSG_CARRIER_TOLD` (to this ARMOR).
 //! Configuration: `listen`, `ftm` (absent in the FTM's own composition), `advertise`, `keys` or `insecure`, `max_datagram`, `keep_alive_ms`; see [`Config`].
 //!
 //! The socket outlives the process in the vault, with what has arrived meanwhile. Links do not: to the peers the next life is silent until they have shaken
@@ -36,7 +36,8 @@ use crate::links::datagrams::{self, DatagramLink, DatagramOwner, Datagrams, Open
 use crate::links::security::{Security, check_protected, kind_of};
 use crate::links::{Acknowledged, Closed, LinkId, LinkOwner, Sent};
 use crate::operations::{
-    ArmorAttach, ArmorLocation, DaemonRegister, DaemonRegistered, LinkChanged, LinkLost, LinkQuery, LinkState, LocateArmor, NodeFailed,
+    ArmorAttach, ArmorLocation, Carrier, CarrierTold, DaemonRegister, DaemonRegistered, LinkChanged, LinkLost, LinkQuery, LinkState,
+    LocateArmor, NodeFailed,
 };
 
 /// Key of the socket in the vault.
@@ -129,7 +130,6 @@ impl Element for DaemonUdpMgmt {
     const PURPOSE: &'static str =
         "links to other daemons over UDP that outlive outages and changes of address: accepts, connects on demand, routes";
     const EXAMPLE: &'static str = "listen = \"127.0.0.1:0\"\nftm = \"127.0.0.1:7000\"\n# advertise = \"192.0.2.1:7001\"\n# keys = \"/etc/armor/keys\"\n# insecure = true\n# max_datagram = 1472\n# keep_alive_ms = 500\n";
-    const EXCLUDES: &'static [&'static str] = &["daemon_tcp_mgmt"];
     type Config = Config;
 
     fn new(config: Config, setup: &Setup) -> Result<Self, String> {
@@ -139,7 +139,7 @@ impl Element for DaemonUdpMgmt {
         let security = config.keys.as_ref().map(|directory| Security::read(directory, &setup.name)).transpose()?;
         let (keeping, mut handed) = Keeping::open(setup, Self::NAME)?;
         let keyring = security.as_ref().map(Security::keyring);
-        let daemons = Daemons::new(&setup.name, config.ftm.as_deref(), config.advertise.clone(), security, dial);
+        let daemons = Daemons::new(Carrier::Udp, &setup.name, config.ftm.as_deref(), config.advertise.clone(), security, dial);
         Ok(DaemonUdpMgmt {
             config,
             socket: handed.take(SOCKET),
@@ -160,11 +160,13 @@ impl Element for DaemonUdpMgmt {
             .on(Self::attached)
             .on(Self::node_failed)
             .on(Self::link_query)
+            .on(Self::told_by_other)
             .emits::<DaemonRegister>()
             .emits::<LocateArmor>()
             .emits::<LinkLost>()
             .emits::<LinkState>()
             .emits::<LinkChanged>()
+            .emits::<CarrierTold>()
             .emits::<SendReliable>();
     }
 
@@ -328,7 +330,7 @@ impl DaemonUdpMgmt {
     fn location(&mut self, location: &ArmorLocation, context: &mut Context<'_>) {
         self.daemons.location(location, context);
         // A peer that does not answer may be there.
-        let silent = self.daemons.peers.get(&location.daemon).filter(|peer| peer.silent.is_some());
+        let silent = self.daemons.peers.get(&location.daemon).filter(|peer| peer.silent.is_some() && location.carrier == Carrier::Udp);
         if let (Some((_, link)), Ok(address)) = (silent.and_then(|peer| peer.link.as_ref()), location.address.parse()) {
             link.may_be_at(address);
         }
@@ -344,6 +346,10 @@ impl DaemonUdpMgmt {
 
     fn node_failed(&mut self, failed: &NodeFailed, context: &mut Context<'_>) {
         self.daemons.node_failed(failed, context);
+    }
+
+    fn told_by_other(&mut self, told: &CarrierTold, context: &mut Context<'_>) {
+        self.daemons.told_by_other(told, context);
     }
 
     fn link_query(&mut self, query: &LinkQuery, context: &mut Context<'_>) {

@@ -264,7 +264,13 @@ mod tests {
         let setup = Setup { armor: ArmorId::FTM, name: "ftm".into(), kind: "ftm".into(), run_dir: "/".into() };
         let fresh = || FtmHeartbeat::new(Config { interval_ms: 100, misses: 3, busy_ms: 3000 }, &setup).expect("works");
         let (mut heartbeat, mut effects) = (fresh(), Vec::new());
-        let register = DaemonRegister { armor: ArmorId(7), name: "a".into(), address: String::new(), node_addresses: vec![] };
+        let register = DaemonRegister {
+            armor: ArmorId(7),
+            name: "a".into(),
+            carrier: crate::operations::Carrier::Tcp,
+            address: String::new(),
+            node_addresses: vec![],
+        };
         heartbeat.registered(&register, &mut Context::detached(&setup, None, &mut effects));
         let mut next = fresh();
         next.restore(&heartbeat.capture().expect("state")).expect("works");

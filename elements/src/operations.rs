@@ -1,6 +1,7 @@
 //! The operations of the elements in this crate, with the thesis's names (see NAMES.md).
 
 mod application;
+mod carrier;
 mod elsewhere;
 mod health;
 mod lease;
@@ -16,6 +17,7 @@ use armor_proto::ids::{ArmorId, ConnectionId, Incarnation};
 use serde::{Deserialize, Serialize};
 
 pub use application::{ApplicationSpec, ApplicationState, OnDivergence, Policy, check_name};
+pub use carrier::Carrier;
 pub use elsewhere::{HoldState, HoldTold, StandbyElsewhere};
 pub use health::Health;
 pub use lease::since_boot;
@@ -59,13 +61,13 @@ armor_proto::operations! { ELEMENT_OPERATIONS;
     /// First message on a link between daemons. `life`: drawn anew by each process; `only`: the sender has no other link to this peer.
     0x0101 MSG_DAEMON_HELLO => pub struct DaemonHello { armor: ArmorId, name: String, address: String, life: u64, only: bool }
     /// A daemon registers with the FTM (thesis §5.4): where it accepts links, and the addresses of its node.
-    0x0102 MSG_DAEMON_REGISTER => pub struct DaemonRegister { armor: ArmorId, name: String, address: String, node_addresses: Vec<std::net::IpAddr> }
+    0x0102 MSG_DAEMON_REGISTER => pub struct DaemonRegister { armor: ArmorId, name: String, carrier: Carrier, address: String, node_addresses: Vec<std::net::IpAddr> }
     /// The FTM knows the daemon now.
     0x0103 MSG_DAEMON_REGISTERED => pub struct DaemonRegistered { accepted: bool, reason: String }
     /// Where is this ARMOR? To the FTM, from a daemon that has a message for it.
     0x0104 MSG_LOCATE_ARMOR => pub struct LocateArmor { armor: ArmorId, asker: ArmorId }
-    /// Answer: its daemon and that daemon's address; `daemon` is -1 when nobody knows.
-    0x0105 MSG_ARMOR_LOCATION => pub struct ArmorLocation { armor: ArmorId, daemon: ArmorId, address: String }
+    /// Answer: its daemon, or one that passes messages on to it, and where that is reached and by what; `daemon` is -1 when nobody knows.
+    0x0105 MSG_ARMOR_LOCATION => pub struct ArmorLocation { armor: ArmorId, daemon: ArmorId, carrier: Carrier, address: String }
     /// A daemon tells the FTM that a local ARMOR has attached or is gone.
     0x0106 MSG_ARMOR_INSTALLED => pub struct ArmorInstalled { armor: ArmorId, name: String, daemon: ArmorId, present: bool }
     /// Are you alive?
@@ -148,6 +150,9 @@ armor_proto::operations! { ELEMENT_OPERATIONS;
     0x0150 MSG_STATE_MEMORY => pub struct StateMemory { memory: u64 }
     /// A link to a daemon has ended or is up: what was on its way there, and to what is behind it, may be lost. Inside a daemon, and on to the ARMORs of its node.
     0x0160 MSG_LINK_CHANGED => pub struct LinkChanged { peer: ArmorId }
+    /// Between the elements that link one daemon to others, one over TCP and one over UDP: there is such an element (`armor` and `daemon` are this daemon), it has a link
+    /// or has none any more (both are the peer), or an ARMOR is behind a peer of it.
+    0x0161 MSG_CARRIER_TOLD => pub struct CarrierTold { carrier: Carrier, armor: ArmorId, daemon: ArmorId, linked: bool }
     /// A server listens on an address (thesis §4.2.2), to APP_SERVER_DB. `any_port`: it had asked for port 0.
     0x0200 MSG_APP_REGISTER_SERVER => pub struct AppRegisterServer { row: ServerRow, request: u64, supervised: bool, any_port: bool }
     /// Answer. `clients` are those that were connected when the server is in its recovery phase (thesis §4.5.1), by the ARMOR at their

@@ -251,7 +251,13 @@ mod tests {
         let mut effects = Effects::new();
         let mut context = Context::detached(&setup, None, &mut effects);
         element.start(&mut context).unwrap();
-        let register = DaemonRegister { armor: ArmorId(7), name: "a".into(), address: String::new(), node_addresses: vec![] };
+        let register = DaemonRegister {
+            armor: ArmorId(7),
+            name: "a".into(),
+            carrier: crate::operations::Carrier::Tcp,
+            address: String::new(),
+            node_addresses: vec![],
+        };
         element.daemon(&register, &mut context);
         element.daemon(&register, &mut context);
         element.states.not_taken("db");

@@ -165,3 +165,37 @@ fn a_daemon_that_is_started_again_is_linked_to_at_once() {
         (status["elements"]["daemon_udp_mgmt"]["state"]["links"] == 2).then_some(())
     });
 }
+
+#[test]
+fn an_ftm_with_both_kinds_of_links_carries_messages_between_daemons_that_have_one_each() {
+    let base = tempfile::tempdir().expect("directory");
+    let tcp = "[[element]]\nname = \"daemon_tcp_mgmt\"\nlisten = \"127.0.0.1:0\"\n";
+    let ftm = start("ftm", base.path(), &FTM.replace(tcp, &format!("{tcp}{}", over_udp(tcp))));
+    let wired = start("wired", base.path(), &daemon(&ftm.tcp_address(), ""));
+    let mobile = node("mobile", base.path(), &ftm.udp_address(), "");
+    let both = daemon(&ftm.tcp_address(), "");
+    let own = format!("{tcp}ftm = \"{}\"\n", ftm.tcp_address());
+    let both = both.replace(&own, &format!("{own}{}ftm = \"{}\"\n", over_udp(tcp), ftm.udp_address()));
+    let both = start("both", base.path(), &both);
+    let (mut on_wired, mut on_mobile, mut on_both) = (wired.client(), mobile.client(), both.client());
+    registered(&mut on_wired, 4);
+    assert_eq!(on_wired.status(mobile.armor)["name"], "mobile");
+    assert_eq!(on_mobile.status(wired.armor)["name"], "wired");
+    for armor in [wired.armor, mobile.armor, ArmorId::FTM] {
+        assert_eq!(on_both.status(armor)["armor"], armor.to_string());
+    }
+    assert_eq!(on_mobile.status(both.armor)["name"], "both");
+    assert_eq!(on_wired.status(both.armor)["name"], "both");
+    // Straight where there is a way, by the FTM where there is none.
+    let peers = |status: &serde_json::Value, element: &str| {
+        let peers = status["elements"][element]["state"]["peers"].as_array().cloned().unwrap_or_default();
+        let linked = peers.iter().filter(|peer| peer["linked"] == true).filter_map(|peer| peer["name"].as_str().map(str::to_owned));
+        linked.collect::<std::collections::BTreeSet<_>>()
+    };
+    let of = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<std::collections::BTreeSet<_>>();
+    assert_eq!(peers(&on_wired.status(wired.armor), "daemon_tcp_mgmt"), of(&["ftm", "both"]));
+    assert_eq!(peers(&on_mobile.status(mobile.armor), "daemon_udp_mgmt"), of(&["ftm", "both"]));
+    // Nobody counts as failed for having no link of the other kind.
+    let status = on_both.status(ArmorId::FTM);
+    assert!(!status["elements"]["ftm_heartbeat"]["state"].to_string().contains("\"failed\""), "{status}");
+}

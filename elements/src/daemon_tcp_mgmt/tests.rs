@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::*;
 use crate::links::daemons::{LONGEST_WAIT, REKEY_AFTER};
 use crate::links::{as_frame, encode};
-use crate::operations::{ArmorAttach, ArmorLocation};
+use crate::operations::{ArmorAttach, ArmorLocation, Carrier};
 use armor_core::context::Effect;
 use armor_core::operations::StatusQuery;
 use armor_proto::frame::Encoded;
@@ -46,7 +46,7 @@ fn an_unknown_destination_is_asked_for_once_and_its_daemon_dialled_when_the_ftm_
     element.daemons.keep(ArmorId(70), encoded(ArmorId(70)), &mut context);
     assert_eq!(questions(&effects), [ArmorId(70)]);
     assert_eq!(dials(&effects), 0);
-    let location = ArmorLocation { armor: ArmorId(70), daemon: ArmorId(7), address: "127.0.0.1:2".into() };
+    let location = ArmorLocation { armor: ArmorId(70), daemon: ArmorId(7), carrier: Carrier::Tcp, address: "127.0.0.1:2".into() };
     element.daemons.location(&location, &mut Context::detached(&setup, None, &mut effects));
     element.daemons.location(&location, &mut Context::detached(&setup, None, &mut effects));
     assert_eq!(dials(&effects), 1);
@@ -58,7 +58,7 @@ fn an_unknown_destination_is_asked_for_once_and_its_daemon_dialled_when_the_ftm_
 fn where_daemons_are_outlives_the_process_so_that_its_next_life_dials_them_at_once() {
     let (setup, mut element, mut effects) = (setup(), element(), Vec::new());
     element.daemons.listening = Some(SocketAddr::from(([127, 0, 0, 1], 4000)));
-    let location = ArmorLocation { armor: ArmorId(7), daemon: ArmorId(7), address: "127.0.0.1:2".into() };
+    let location = ArmorLocation { armor: ArmorId(7), daemon: ArmorId(7), carrier: Carrier::Tcp, address: "127.0.0.1:2".into() };
     element.daemons.location(&location, &mut Context::detached(&setup, None, &mut effects));
     let mut next = self::element();
     next.restore(&element.capture().expect("a state")).expect("works");
@@ -87,7 +87,9 @@ fn messages_for_an_ephemeral_speaker_that_is_gone_do_not_wait() {
     let mut context = Context::detached(&setup, None, &mut effects);
     let gone = ArmorId::ephemeral(77);
     element.daemons.keep(gone, encoded(gone), &mut context);
-    element.daemons.location(&ArmorLocation { armor: gone, daemon: ArmorId::NONE, address: String::new() }, &mut context);
+    element
+        .daemons
+        .location(&ArmorLocation { armor: gone, daemon: ArmorId::NONE, carrier: Carrier::Tcp, address: String::new() }, &mut context);
     assert!(element.daemons.waiting.is_empty());
 }
 

@@ -7,6 +7,7 @@
 //! where it came from unless the FTM says so.
 
 mod keys;
+mod other;
 mod peers;
 mod routing;
 mod silence;
@@ -24,6 +25,7 @@ use serde_json::{Value, json};
 
 use super::security::Security;
 use super::{Acknowledged, Backoff, Link, LinkId, Locations, Sent, Waiting};
+use crate::operations::Carrier;
 
 /// Most links at once, those that have not said who they are included.
 pub const MAX_LINKS: usize = 1024;
@@ -103,6 +105,12 @@ pub struct Daemons<L> {
     /// Address told to others instead.
     pub advertise: Option<String>,
     knows_ftm: bool,
+    carrier: Carrier,
+    /// This daemon has an element for the other kind of links too.
+    beside: bool,
+    /// Daemons to which that one has links, and those that only it reaches.
+    elsewhere: HashSet<ArmorId>,
+    others: HashSet<ArmorId>,
     /// Of this process, so that peers know its links from those of one that is dead.
     life: u64,
     dialler: Dialler,
@@ -209,7 +217,14 @@ pub struct Opening {
 impl<L: PeerLink> Daemons<L> {
     /// Knows the FTM alone, if `ftm` says where it is.
     #[must_use]
-    pub fn new(name: &str, ftm: Option<&str>, advertise: Option<String>, security: Option<Security>, dialler: Dialler) -> Self {
+    pub fn new(
+        carrier: Carrier,
+        name: &str,
+        ftm: Option<&str>,
+        advertise: Option<String>,
+        security: Option<Security>,
+        dialler: Dialler,
+    ) -> Self {
         let mut peers = HashMap::new();
         if let Some(ftm) = ftm {
             peers.insert(ArmorId::FTM, Peer { name: "ftm".to_owned(), address: Some(ftm.to_owned()), ..Peer::default() });
@@ -219,6 +234,10 @@ impl<L: PeerLink> Daemons<L> {
             listening: None,
             advertise,
             knows_ftm: ftm.is_some(),
+            carrier,
+            beside: false,
+            elsewhere: HashSet::new(),
+            others: HashSet::new(),
             life: life(),
             dialler,
             peers,
@@ -237,6 +256,7 @@ impl<L: PeerLink> Daemons<L> {
     /// The socket listens: daemons dial the FTM, and the FTM registers itself.
     pub fn started(&mut self, listening: SocketAddr, context: &mut Context<'_>) {
         self.listening = Some(listening);
+        self.tell_other(context.armor(), context.armor(), true, context);
         context.state_changed();
         if self.security.is_some() {
             context.timer(LOOK, LOOKING);

@@ -154,6 +154,7 @@ impl<L: PeerLink> Daemons<L> {
             context.send_reliable(Message::to(ArmorId::FTM, registration));
         }
         context.event(up);
+        self.tell_other(hello.armor, hello.armor, true, context);
         self.flush_towards(hello.armor, context);
         if hello.armor != ArmorId::FTM {
             context.send_to(context.armor(), LinkChanged { peer: hello.armor });
@@ -161,7 +162,13 @@ impl<L: PeerLink> Daemons<L> {
     }
 
     pub(crate) fn registration(&self, armor: ArmorId, local: Option<SocketAddr>) -> DaemonRegister {
-        DaemonRegister { armor, name: self.name.clone(), address: self.advertised(local), node_addresses: node_addresses() }
+        DaemonRegister {
+            armor,
+            name: self.name.clone(),
+            carrier: self.carrier,
+            address: self.advertised(local),
+            node_addresses: node_addresses(),
+        }
     }
 
     pub(crate) fn registered(&mut self, registered: &DaemonRegistered, context: &mut Context<'_>) {
@@ -208,6 +215,9 @@ impl<L: PeerLink> Daemons<L> {
             && !self.peers.contains_key(&frame.source)
         {
             self.locations.learn(frame.source, peer);
+            if self.beside {
+                self.tell_other(frame.source, peer, true, context);
+            }
         }
         context.received(frame);
     }
@@ -248,6 +258,7 @@ impl<L: PeerLink> Daemons<L> {
             if !told && armor != ArmorId::FTM {
                 context.send_to(ArmorId::FTM, LinkLost { peer: armor, reporter: context.armor() });
             }
+            self.tell_other(armor, armor, false, context);
             self.dial_if_wanted(armor, context);
             self.locations.forget_daemon(armor);
         }

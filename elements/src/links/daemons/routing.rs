@@ -17,6 +17,9 @@ impl<L: PeerLink> Daemons<L> {
         let own = context.armor();
         // Without an FTM there is nobody to ask.
         let knows_ftm = own == ArmorId::FTM || self.knows_ftm;
+        if self.next_hop(destination).is_some_and(|hop| self.is_elsewhere(hop)) {
+            return;
+        }
         if destination == ArmorId::NONE || !(knows_ftm || self.next_hop(destination).is_some()) {
             return;
         }
@@ -39,7 +42,7 @@ impl<L: PeerLink> Daemons<L> {
 
     /// The daemon to which messages for `destination` go.
     pub(crate) fn next_hop(&self, destination: ArmorId) -> Option<ArmorId> {
-        if self.peers.contains_key(&destination) {
+        if [&self.elsewhere, &self.others].iter().any(|known| known.contains(&destination)) || self.peers.contains_key(&destination) {
             return Some(destination);
         }
         self.locations.daemon_of(destination)
@@ -97,7 +100,7 @@ impl<L: PeerLink> Daemons<L> {
     }
 
     pub(crate) fn location(&mut self, location: &ArmorLocation, context: &mut Context<'_>) {
-        let ArmorLocation { armor, daemon, address } = location;
+        let ArmorLocation { armor, daemon, carrier, address } = location;
         if *daemon == ArmorId::NONE || *daemon == context.armor() {
             // Nobody knows it, or it is a local ARMOR that is not attached now. It may come within the time that messages
             // wait, but what an ephemeral speaker left behind is gone.
@@ -110,6 +113,11 @@ impl<L: PeerLink> Daemons<L> {
         if armor != daemon {
             self.locations.learn(*armor, *daemon);
         }
+        if *carrier != self.carrier {
+            self.reached_by(*daemon, *carrier, context);
+            return;
+        }
+        self.reached_by(*daemon, *carrier, context);
         let peer = self.peers.entry(*daemon).or_default();
         if !address.is_empty() && *daemon != ArmorId::FTM && peer.address.as_ref() != Some(address) {
             peer.address = Some(address.clone());
@@ -152,6 +160,9 @@ impl<L: PeerLink> Daemons<L> {
 
     /// Answers how the link to a daemon is. `introducing`: what is known of one that is not there yet.
     pub(crate) fn link_query(&self, query: &LinkQuery, introducing: Option<Option<Acknowledged>>, context: &mut Context<'_>) {
+        if self.other_answers(query) {
+            return;
+        }
         let link = self.peers.get(&query.peer).and_then(|peer| peer.link.as_ref()).map(|(_, link)| link);
         // A listener that its vault keeps has taken this one, and the daemon has yet to come back.
         let dialled = || self.links.values().find(|held| held.peer.is_none() && held.dialled == Some(query.peer)).map(|held| &held.link);
