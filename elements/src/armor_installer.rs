@@ -16,7 +16,9 @@ use std::time::{Duration, Instant};
 use armor_core::context::Context;
 use armor_core::element::{Element, Operations, Setup};
 use armor_core::events::{Event, now_ms};
+use armor_core::operations::SendReliable;
 use armor_proto::ids::ArmorId;
+use armor_proto::message::Message;
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
@@ -167,6 +169,7 @@ impl Element for ArmorInstaller {
             .on(Self::registered)
             .emits::<ArmorReady>()
             .emits::<DaemonRegistered>()
+            .emits::<SendReliable>()
             .emits::<Heartbeat>();
     }
 
@@ -567,7 +570,7 @@ impl ArmorInstaller {
     /// The FTM knows this node: what ARMORs here have to tell it they tell now.
     fn registered(&mut self, registered: &DaemonRegistered, context: &mut Context<'_>) {
         for installed in self.installed.values().filter(|installed| installed.state == State::Running) {
-            context.send_to(installed.armor, registered.clone());
+            context.send_reliable(Message::to(installed.armor, registered.clone()));
         }
     }
 

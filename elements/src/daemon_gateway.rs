@@ -244,7 +244,7 @@ impl DaemonGateway {
         if !attach.armor.is_ephemeral() {
             self.announce(attach.armor, &attach.name, Presence::Here, context);
             if let Some(memory) = self.ftm_memory {
-                context.send_to(attach.armor, StateMemory { memory });
+                context.send_reliable(Message::to(attach.armor, StateMemory { memory }));
             }
             // It may have been attached to an earlier life of this daemon, which has taken messages along.
             context.send_to(attach.armor, LinkChanged { peer: context.armor() });
@@ -277,8 +277,9 @@ impl DaemonGateway {
     /// The ARMORs of this node have told the FTM things too.
     fn memory(&mut self, memory: &StateMemory, context: &mut Context<'_>) {
         self.ftm_memory = Some(memory.memory);
+        // Acknowledged: a link that is full of applications' bytes drops what comes then.
         for armor in self.attached.keys().filter(|armor| !armor.is_ephemeral()) {
-            context.send_to(*armor, memory.clone());
+            context.send_reliable(Message::to(*armor, memory.clone()));
         }
     }
 
