@@ -49,14 +49,21 @@ def talk(number, connected):
             failures.append(f"connection {number}: {heard} of {said[0]} bytes came back")
     except OSError as error:
         failures.append(f"connection {number}: {error}")
+        # Nobody waits for one that never came.
+        connected.abort()
+    except threading.BrokenBarrierError:
+        pass
 
 
 connected = threading.Barrier(connections + 1)
 threads = [threading.Thread(target=talk, args=(number, connected)) for number in range(connections)]
 for thread in threads:
     thread.start()
-connected.wait()
-print("all connected", flush=True)
+try:
+    connected.wait()
+    print("all connected", flush=True)
+except threading.BrokenBarrierError:
+    pass
 for thread in threads:
     thread.join()
 print("; ".join(failures) or "identical", flush=True)
