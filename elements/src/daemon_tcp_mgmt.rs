@@ -39,13 +39,13 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::endpoints::Keeping;
 use crate::links::daemons::{Daemons, Opening};
 use crate::links::security::{Security, check_protected};
-use crate::links::{Channel, Closed, Greetings, Link, LinkId, LinkOwner, Stream, acknowledged};
+use crate::links::{Channel, Closed, Greetings, Link, LinkId, LinkOwner, Stream, acknowledged, write_address};
 use crate::operations::{
     ArmorAttach, ArmorLocation, Carrier, CarrierTold, DaemonRegister, DaemonRegistered, LinkChanged, LinkLost, LinkQuery, LinkState,
     LocateArmor, NodeFailed,
 };
 
-use listening::{listen, still_listens, write_address};
+use listening::{listen, still_listens};
 
 /// Key of the listener in the vault.
 const LISTENER: &str = "listener";
@@ -159,7 +159,7 @@ impl Element for DaemonTcpMgmt {
         self.keeping.watch(context, |_, _, _| {}, Self::keep_again);
         self.listener = Some(kept);
         let address = listener.local_addr().map_err(|error| error.to_string())?;
-        write_address(&context.setup().run_dir, address)?;
+        write_address(&context.setup().run_dir, "tcp.addr", address)?;
         self.accept_links(listener, context);
         self.daemons.started(address, context);
         Ok(())

@@ -34,7 +34,7 @@ use crate::links::daemons::{Daemons, LOOKING, Opening, PeerLink, REKEY_AFTER};
 use crate::links::datagrams::protected::{Keyring, plain, shown};
 use crate::links::datagrams::{self, DatagramLink, DatagramOwner, Datagrams, Opened};
 use crate::links::security::{Security, check_protected, kind_of};
-use crate::links::{Acknowledged, Closed, LinkId, LinkOwner, Sent};
+use crate::links::{Acknowledged, Closed, LinkId, LinkOwner, Sent, write_address};
 use crate::operations::{
     ArmorAttach, ArmorLocation, Carrier, CarrierTold, DaemonRegister, DaemonRegistered, LinkChanged, LinkLost, LinkQuery, LinkState,
     LocateArmor, NodeFailed,
@@ -182,7 +182,7 @@ impl Element for DaemonUdpMgmt {
         self.keeping.watch(context, |_, _, _| {}, Self::keep_again);
         self.socket = Some(kept);
         let address = socket.local_addr().map_err(|error| error.to_string())?;
-        write_address(&context.setup().run_dir, address)?;
+        write_address(&context.setup().run_dir, "udp.addr", address)?;
         let acceptor = match &self.keyring {
             Some(keyring) => keyring.acceptor(),
             None => plain(&self.daemons.name).0,
@@ -265,14 +265,6 @@ fn source_towards(remote: SocketAddr) -> Option<SocketAddr> {
     // Sends nothing: the kernel looks the way up.
     socket.connect(remote).ok()?;
     socket.local_addr().ok()
-}
-
-/// `udp.addr` tells scripts and `armor` where this daemon listens.
-fn write_address(run_dir: &std::path::Path, address: SocketAddr) -> Result<(), String> {
-    let (path, new) = (run_dir.join("udp.addr"), run_dir.join("udp.addr.new"));
-    std::fs::write(&new, format!("{address}\n"))
-        .and_then(|()| std::fs::rename(&new, &path))
-        .map_err(|error| format!("{} cannot be written: {error}", path.display()))
 }
 
 impl DaemonUdpMgmt {

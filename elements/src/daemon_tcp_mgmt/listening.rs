@@ -1,4 +1,4 @@
-//! Where links are accepted: the listener, an earlier life's or a new one, and the file that tells its address.
+//! Where links are accepted: the listener, an earlier life's or a new one.
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -34,12 +34,4 @@ pub(super) fn listen(address: SocketAddr) -> Result<TcpListener, String> {
         }
         _ => format!("{address}: {error}"),
     })
-}
-
-/// `tcp.addr` tells scripts and `armor` where this daemon listens.
-pub(super) fn write_address(run_dir: &std::path::Path, address: SocketAddr) -> Result<(), String> {
-    let (path, new) = (run_dir.join("tcp.addr"), run_dir.join("tcp.addr.new"));
-    std::fs::write(&new, format!("{address}\n"))
-        .and_then(|()| std::fs::rename(&new, &path))
-        .map_err(|error| format!("{} cannot be written: {error}", path.display()))
 }

@@ -16,6 +16,7 @@ mod locations;
 mod node_addresses;
 pub mod security;
 mod stream;
+mod told_address;
 mod waiting;
 
 pub use backoff::Backoff;
@@ -24,6 +25,7 @@ pub use link::{Closed, Link, LinkId, LinkOwner, OUT_LIMIT, Sent};
 pub use locations::Locations;
 pub use node_addresses::node_addresses;
 pub use stream::{Acknowledged, Stream, acknowledged};
+pub use told_address::write_address;
 pub use waiting::Waiting;
 
 use armor_proto::frame::{Encoded, Frame, FrameError};
