@@ -51,6 +51,7 @@ use std::rc::Rc;
 use armor_core::context::Context;
 use armor_core::element::{Element, Operations, Setup};
 use armor_core::events::now_ms;
+use armor_core::operations::SendReliable;
 use armor_journal::{Bounds, Journal, Recovery};
 use armor_proto::connection::ResetReason;
 use armor_proto::hookup::{Endpoint, Name, Reply, Request, Role, SERVER_SOCKET};
@@ -189,7 +190,8 @@ impl Element for AppCommServer {
             .emits::<AppcommReplay>()
             .emits::<AppcommData>()
             .emits::<AppcommAck>()
-            .emits::<AppcommReset>();
+            .emits::<AppcommReset>()
+            .emits::<SendReliable>();
     }
 
     fn start(&mut self, context: &mut Context<'_>) -> Result<(), String> {

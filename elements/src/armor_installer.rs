@@ -619,6 +619,15 @@ mod tests {
         installer
     }
 
+    #[test]
+    fn an_armor_that_runs_is_told_with_acknowledgement_that_the_ftm_knows_the_node() {
+        let (mut installer, mut effects) = (with_running(), Vec::new());
+        let registered = DaemonRegistered { accepted: true, reason: String::new() };
+        installer.registered(&registered, &mut Context::detached(&setup(), None, &mut effects));
+        let [Effect::SendReliable(message)] = &effects[..] else { panic!("{} effects", effects.len()) };
+        assert_eq!(message.destination(), Some(ArmorId::of_name("node1/x")));
+    }
+
     fn told(effects: &[Effect]) -> Vec<&str> {
         effects.iter().filter_map(|effect| if let Effect::Event(event) = effect { Some(event.what.as_str()) } else { None }).collect()
     }

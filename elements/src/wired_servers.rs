@@ -22,6 +22,7 @@ use std::time::Duration;
 use armor_core::context::Context;
 use armor_core::element::{Element, Operations, Setup};
 use armor_core::events::{Event, now_ms};
+use armor_core::operations::SendReliable;
 use armor_journal::{Bounds, Journal, Recovery};
 use armor_proto::hookup::Endpoint;
 use armor_proto::ids::{ArmorId, ConnectionId, Incarnation};
@@ -156,7 +157,8 @@ impl Element for WiredServers {
             .emits::<AppcommReplay>()
             .emits::<AppcommData>()
             .emits::<AppcommAck>()
-            .emits::<AppcommReset>();
+            .emits::<AppcommReset>()
+            .emits::<SendReliable>();
     }
 
     fn start(&mut self, context: &mut Context<'_>) -> Result<(), String> {
