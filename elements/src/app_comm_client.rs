@@ -540,16 +540,17 @@ impl AppCommClient {
             Some(Waiting::Polling(pending)) => {
                 client.port.note.word = Wait::Emptying(pending.filled()).word();
                 client.port.save();
-                let emptied = pending.announce().and_then(|()| client.port.discard(pending.filled()));
+                let (emptied, now) = (pending.announce().and_then(|()| client.port.discard(pending.filled())), Instant::now());
+                if emptied.is_err() {
+                    // What fills its buffer would pass for its first bytes: to the next life of this ARMOR too, if it was said to be over before.
+                    client.port.end.abort(ResetReason::NoReplay, now);
+                }
                 client.port.note.word = Wait::Over.word();
                 client.port.save();
                 self.keeping.forget(&Keys::of(id).application);
                 if let Err(error) = emptied {
-                    // What fills its buffer would pass for its first bytes.
                     let told = Event::new("connect-refused").with("connection", id).with("service", &client.server.service);
                     context.event(told.with("reason", error));
-                    let now = Instant::now();
-                    client.port.end.abort(ResetReason::NoReplay, now);
                     return self.turn(id, now, context);
                 }
             }
